@@ -1,0 +1,5 @@
+"""`python -m prlhf`: the same as the `prlhf` command."""
+
+from prlhf.cli import main
+
+main()

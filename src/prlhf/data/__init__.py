@@ -1,0 +1,1 @@
+"""Preference data: the contract, sources, splits and validation."""

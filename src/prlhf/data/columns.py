@@ -1,0 +1,263 @@
+"""From a source's own columns to the contract's: names, types, canonical prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from prlhf.data.contract import (
+    ROW_COLUMNS,
+    EmptyPromptError,
+    PromptError,
+    canonical_prompt,
+    describe,
+    encodable,
+)
+from prlhf.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from prlhf.data.files import Records
+
+_FLOAT_ID = re.compile(r"-?\d+\.0")
+
+
+def contract_rows(records: Records, mapping: Mapping[str, str | None], source: str) -> pd.DataFrame:
+    """Records in the contract's form, one row each, in their order.
+
+    A value that is missing stays missing, and so does a prompt without content: which rows are
+    usable is for the validation to say. Only what cannot be understood is an error. Numbers in
+    `user_id` and `group` become text, whole numbers without a fraction (3, not 3.0).
+
+    Args:
+        records: What was read.
+        mapping: Our name -> the source's name, None for a column that the source does not have.
+        source: The rows' `source` value.
+
+    Raises:
+        UserError: A mapped column is missing (the message names the nearest there is), or a value
+            has the wrong type (the message names its place).
+    """
+    import pyarrow as pa
+
+    _require_columns(records, mapping)
+    n = len(records.numbers)
+    converters: dict[str, Callable[[Records, str], pa.Array | pa.ChunkedArray]] = {
+        "user_id": _labels,
+        "prompt": _prompts,
+        "chosen": _texts,
+        "rejected": _texts,
+        "user_text": _texts,
+        "weight": _weights,
+        "group": _labels,
+    }
+    arrays: dict[str, Any] = {
+        "row": pa.array(records.numbers, pa.int64()),
+        "source": pa.repeat(pa.scalar(source, pa.string()), n),
+    }
+    for name, convert in converters.items():
+        theirs = mapping.get(name)
+        if theirs is not None:
+            arrays[name] = convert(records, theirs)
+    return typed_rows(pa.table(arrays).to_pandas())
+
+
+def typed_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with all columns of the contract, in its order and with its types.
+
+    Columns that are not there are filled: weight with 1, the others with missing values.
+    """
+    import pandas as pd
+
+    missing = [name for name in ROW_COLUMNS if name not in frame]
+    filled: dict[str, Any] = {name: 1.0 if name == "weight" else pd.NA for name in missing}
+    texts = ("source", "user_id", "prompt", "chosen", "rejected", "user_text", "group")
+    types = {"row": "int64", "weight": "float64", "unseen": "boolean"} | dict.fromkeys(texts, "str")
+    return frame.assign(**filled)[list(ROW_COLUMNS)].astype(types)
+
+
+def _require_columns(records: Records, mapping: Mapping[str, str | None]) -> None:
+    for ours, theirs in mapping.items():
+        if theirs is None or theirs in records.names:
+            continue
+        folded = {name.casefold(): name for name in reversed(records.names)}
+        near = difflib.get_close_matches(theirs.casefold(), folded, n=1, cutoff=0.5)
+        hint = f'did you mean "{folded[near[0]]}"? ' if near else ""
+        raise UserError(
+            f'no column "{theirs}"; it has {", ".join(records.names) or "none"}',
+            where=records.place,
+            fix=f"{hint}set data.columns.{ours}",
+        )
+
+
+def _wrong(records: Records, index: int, name: str, problem: str) -> UserError:
+    return UserError(f'column "{name}": {problem}', where=records.where(index))
+
+
+def _wrong_column(records: Records, name: str, kind: object, expected: str) -> UserError:
+    return UserError(f'column "{name}": expected {expected}, found {kind}', where=records.place)
+
+
+def _decoded(records: Records, name: str) -> list[Any] | pa.ChunkedArray:
+    """A column, freed of dictionary encoding."""
+    import pyarrow as pa
+
+    column = records.columns[name]
+    if not isinstance(column, list) and pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
+    return column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def _texts(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
+    import pyarrow as pa
+
+    column = _decoded(records, name)
+    if isinstance(column, list):
+        return _text_array(records, name, column)
+    if not _is_text(column.type):
+        raise _wrong_column(records, name, column.type, "text")
+    return column.cast(pa.string())
+
+
+def _text_array(records: Records, name: str, values: list[Any]) -> pa.Array | pa.ChunkedArray:
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, pa.string())
+    except (pa.ArrowTypeError, UnicodeEncodeError):
+        for index, value in enumerate(values):
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                problem = f"expected text, found {describe(value)}"
+                raise _wrong(records, index, name, problem) from None
+            if not encodable(value):
+                problem = "holds an unpaired surrogate, which is no valid Unicode text"
+                raise _wrong(records, index, name, problem) from None
+        raise
+
+
+def _labels(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
+    """Text or whole numbers, as text."""
+    column = _decoded(records, name)
+    if not isinstance(column, list):
+        return _label_column(records, name, column)
+    if records.typed:
+        labels = [_label(records, index, name, value) for index, value in enumerate(column)]
+    else:
+        # Whole numbers that went through a float column, as pandas writes them beside gaps.
+        floats = all(value is None or _FLOAT_ID.fullmatch(value) for value in column)
+        labels = [value and value.removesuffix(".0") for value in column] if floats else column
+    return _text_array(records, name, labels)
+
+
+def _label(records: Records, index: int, name: str, value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    raise _wrong(records, index, name, f"expected text or a whole number, found {describe(value)}")
+
+
+def _label_column(records: Records, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if _is_text(column.type):
+        return column.cast(pa.string())
+    if pa.types.is_floating(column.type):
+        given = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        try:
+            return given.cast(pa.int64()).cast(pa.string())
+        except pa.ArrowInvalid as error:
+            raise _wrong_column(
+                records, name, "numbers with a fraction", "text or whole numbers"
+            ) from error
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.string())
+    raise _wrong_column(records, name, column.type, "text or whole numbers")
+
+
+def _weights(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
+    import pyarrow as pa
+
+    column = _decoded(records, name)
+    if not isinstance(column, list):
+        kind = column.type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise _wrong_column(records, name, kind, "numbers")
+        return column.cast(pa.float64(), safe=False)
+    return pa.array(
+        [_weight(records, index, name, value) for index, value in enumerate(column)], pa.float64()
+    )
+
+
+def _weight(records: Records, index: int, name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number or (isinstance(value, str) and not records.typed):
+        # ValueError: no number. OverflowError: more digits than a float can hold.
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(cast("float | str", value))
+    raise _wrong(records, index, name, f"expected a number, found {describe(value)}")
+
+
+def _prompts(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
+    import pyarrow as pa
+
+    column = _decoded(records, name)
+    if not isinstance(column, list):
+        if _is_text(column.type):
+            return _text_prompts(column.cast(pa.string()))
+        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            raise _wrong_column(records, name, column.type, "text or lists of messages")
+        column = column.to_pylist()
+    known: dict[str, str | None] = {}
+    prompts: list[str | None] = []
+    for index, value in enumerate(column):
+        if isinstance(value, str) and value in known:
+            prompts.append(known[value])
+            continue
+        try:
+            prompt = None if value is None else canonical_prompt(value)
+        except EmptyPromptError:
+            prompt = None
+        except PromptError as error:
+            raise _wrong(records, index, name, str(error)) from error
+        if isinstance(value, str):
+            known[value] = prompt
+        prompts.append(prompt)
+    return pa.array(prompts, pa.string())
+
+
+def _text_prompts(column: pa.ChunkedArray) -> pa.Array:
+    """Canonical prompts of a text column, one call for each distinct text."""
+    import pyarrow as pa
+
+    # Large: over 2 GB of text do not fit one array of the common kind.
+    encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
+    distinct = [_text_prompt(text) for text in encoded.dictionary.to_pylist()]
+    return pa.array(distinct, pa.string()).take(encoded.indices)
+
+
+def _text_prompt(text: str) -> str | None:
+    return canonical_prompt(text) if text.strip() else None

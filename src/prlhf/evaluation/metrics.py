@@ -1,0 +1,326 @@
+"""`reports/metrics.json`: every figure of an evaluation, and the interval of each.
+
+The tree of figures and the tree under `interval` have the same shape, except that a gain in
+accuracy has a second interval, `same_users`, which keeps the users and draws other prompts. A
+figure that cannot be computed is left out, never NaN, and `Evaluation.notes` says why. No times, no
+machine names: equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prlhf.evaluation import accuracy, answers, fluency
+from prlhf.evaluation.statistics import Bootstrap, Floats, ratio
+from prlhf.evaluation.tree import MetricTree, by_prompt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from prlhf.evaluation.judges import Judge
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What one method left behind; None where it left nothing.
+
+    Attributes:
+        generated: `data/generated/<method>.parquet`.
+        scores: `data/scores/<method>/generations.parquet`.
+        pairs: `data/scores/<method>/pairs.parquet`.
+    """
+
+    generated: pd.DataFrame | None = None
+    scores: pd.DataFrame | None = None
+    pairs: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a text counts as degenerate: see `fluency.measure`."""
+
+    repetition: float
+    nll_above_base: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `evaluate`.
+
+    Attributes:
+        metrics: The content of metrics.json.
+        notes: What was left out or looks wrong, one sentence each.
+        personalised: The methods in reading order, and whether each is personalised.
+        users: `accuracy.per_user` of every method, with column `method`.
+        measured: Generated texts of each method with their measures (`fluency.measure`).
+        given: The texts of each method that seen users get (`answers.answers_to_users`).
+    """
+
+    metrics: dict[str, Any]
+    notes: list[str]
+    personalised: dict[str, bool]
+    users: pd.DataFrame
+    measured: dict[str, pd.DataFrame]
+    given: dict[str, pd.DataFrame]
+
+
+def evaluate(
+    methods: Mapping[str, Tables],
+    test: pd.DataFrame,
+    unseen_users: pd.DataFrame,
+    *,
+    judge: Judge | None,
+    bootstrap: Bootstrap,
+    thresholds: Thresholds,
+) -> Evaluation:
+    """Compute all metrics.
+
+    Args:
+        methods: The tables of each method, `base` among them.
+        test: `prepared/test.parquet`: held-out pairs of seen users.
+        unseen_users: `user_id, group` of users held out of training.
+        judge: Compares answers; None leaves win rates out.
+        bootstrap: Makes the intervals.
+        thresholds: When a text is degenerate.
+    """
+    tree = MetricTree(bootstrap)
+    notes: list[str] = []
+    unordered = {
+        name: tables.generated is not None and answers.is_personalised(tables.generated)
+        for name, tables in methods.items()
+    }
+    personalised = {name: unordered[name] for name in answers.method_order(unordered)}
+    groups = sorted(test["group"].dropna().unique())
+    if not groups:
+        notes.append("The data set names no preference groups: figures by group are left out.")
+
+    _counts(tree, methods, test, unseen_users)
+    users = _accuracy(tree, methods, list(personalised), notes)
+    measured = _measure(methods, list(personalised), thresholds, notes)
+    given = {name: answers.answers_to_users(table, groups) for name, table in measured.items()}
+    for name, table in given.items():
+        _fluency(tree, ("fluency", name), table)
+        _lengths(tree, name, table, groups)
+        for group in groups:
+            _fluency(tree, ("fluency", name, "groups", group), table[table["group"] == group])
+        if personalised[name]:
+            generic = measured[name][measured[name]["condition"] == "generic"]
+            _fluency(tree, ("fluency", name, "generic"), generic)
+            tree.put_mean(("length", name, "generic"), generic, generic["words"])
+        if answers.BASE in measured:
+            base = measured[answers.BASE]
+            tree.put_mean(("fluency", name, "base_mean_nll"), base, base["nll"])
+    if judge is None:
+        notes.append(
+            "No judge knows what the users of this data set prefer: win rates are left out. "
+            "Preference accuracy rests on their own choices and is not affected."
+        )
+    else:
+        _agreement(tree, judge, test)
+        for name in (name for name in measured if personalised[name]):
+            for other in (name for name in measured if not personalised[name]):
+                _win_rates(tree, judge, name, other, given[name], measured, unseen_users, notes)
+    return Evaluation(
+        metrics=tree.result(),
+        notes=notes,
+        personalised=personalised,
+        users=users,
+        measured=measured,
+        given=given,
+    )
+
+
+def _counts(
+    tree: MetricTree, methods: Mapping[str, Tables], test: pd.DataFrame, unseen: pd.DataFrame
+) -> None:
+    by_user = test.drop_duplicates("user_id")
+    tree.count(("counts", "users", "seen"), len(by_user))
+    tree.count(("counts", "users", "unseen"), len(unseen))
+    for group, size in sorted(by_user["group"].value_counts().items()):
+        tree.count(("counts", "groups", str(group)), size)
+    tree.count(("counts", "pairs", "seen"), len(test))
+    tree.count(("counts", "prompts", "judged"), test["prompt_id"].nunique())
+    for tables in methods.values():
+        if tables.pairs is not None:
+            held_out = (tables.pairs["split"] == "unseen").sum()
+            tree.count(("counts", "pairs", "unseen"), held_out)
+        if tables.generated is not None:
+            answered = tables.generated["prompt_id"].nunique()
+            tree.count(("counts", "prompts", "answered"), answered)
+
+
+def _accuracy(
+    tree: MetricTree, methods: Mapping[str, Tables], order: Sequence[str], notes: list[str]
+) -> pd.DataFrame:
+    """`accuracy` and `accuracy_gain`; returns the counts of every user under every method."""
+    import pandas as pd
+
+    bootstrap = tree.bootstrap
+    tables: list[pd.DataFrame] = []
+    macro: dict[str, pd.Series] = {}
+    for name in order:
+        pairs = methods[name].pairs
+        if pairs is None:
+            continue
+        broken = int((~np.isfinite(pairs["margin"].astype(float))).sum())
+        if broken:
+            notes.append(
+                f"{name}: {broken} of {len(pairs)} margins are not finite numbers and count as "
+                "wrong; the model has probably diverged."
+            )
+        table = accuracy.per_user(pairs)
+        tables.append(table.assign(method=name))
+        served = accuracy.served(table)
+        seen, unseen = served[served["seen"]], served[~served["seen"]]
+        at = ("accuracy", name)
+        overall = bootstrap.mean(seen["accuracy"])
+        tree.put((*at, "macro"), overall)
+        # The same figure again, under the name that stands beside `unseen`.
+        tree.put((*at, "seen"), overall)
+        tree.put((*at, "unseen"), bootstrap.mean(unseen["accuracy"]))
+        tree.put((*at, "generic"), bootstrap.mean(accuracy.as_generic(table)["accuracy"]))
+        worst = bootstrap.minimum(seen["losses"], seen["ties"], seen["wins"])
+        tree.put((*at, "worst_user"), worst)
+        for place, part in (("groups", seen), ("unseen_groups", unseen)):
+            for group, rows in part.groupby("group", sort=True):
+                tree.put((*at, place, str(group)), bootstrap.mean(rows["accuracy"]))
+        macro[name] = seen.set_index("user_id")["accuracy"]
+    for name in macro:
+        if answers.BASELINE in macro and name != answers.BASELINE:
+            _gain(tree, methods, name, macro[name] - macro[answers.BASELINE])
+    if not tables:
+        notes.append("No method has scored pairs: preference accuracy is left out.")
+        return pd.DataFrame(columns=[*accuracy.COLUMNS, "method"])
+    return pd.concat(tables, ignore_index=True)
+
+
+def _gain(
+    tree: MetricTree, methods: Mapping[str, Tables], name: str, differences: pd.Series
+) -> None:
+    """`accuracy_gain.<name>_vs_dpo`, with one interval for other users and one for these.
+
+    Few users with opposed tastes make the first wide however sure the gain of each is; the second
+    keeps the users and draws other prompts.
+    """
+    at = ("accuracy_gain", f"{name}_vs_{answers.BASELINE}")
+    tree.put(at, tree.bootstrap.mean(differences.dropna()))
+    own, other = methods[name].pairs, methods[answers.BASELINE].pairs
+    assert own is not None
+    assert other is not None
+    gains = accuracy.pair_gains(own, other)
+    rows = by_prompt(gains, [gains["weight"] * gains["gain"], gains["weight"]])
+    tree.put_interval((*at, "same_users"), tree.bootstrap.ratio(rows))
+
+
+def _measure(
+    methods: Mapping[str, Tables],
+    order: Sequence[str],
+    thresholds: Thresholds,
+    notes: list[str],
+) -> dict[str, pd.DataFrame]:
+    """The generated texts of each method that has any, with their measures."""
+    base = methods.get(answers.BASE, Tables())
+    base_nll = None if base.generated is None else fluency.mean_nll(base.generated, base.scores)
+    if base_nll is None:
+        notes.append(
+            "There are no scored texts of the base model to compare with: improbable texts are "
+            "not counted as degenerate."
+        )
+    measured = {}
+    for name in order:
+        generated = methods[name].generated
+        if generated is None:
+            notes.append(f"{name}: no generated texts; their measures are left out.")
+            continue
+        measured[name] = fluency.measure(
+            generated,
+            methods[name].scores,
+            base_nll=base_nll,
+            max_repetition=thresholds.repetition,
+            max_nll_above_base=thresholds.nll_above_base,
+        )
+    return measured
+
+
+def _fluency(tree: MetricTree, at: tuple[str, ...], table: pd.DataFrame) -> None:
+    tree.put_mean((*at, "mean_nll"), table, table["nll"])
+    tree.put_mean((*at, "repetition"), table, table["repetition"])
+    tree.put_mean((*at, "unfinished"), table, ~table["finished"].astype(bool))
+    for state in (fluency.EMPTY, fluency.DEGENERATE):
+        tree.put_mean((*at, state), table, table["state"] == state)
+
+
+def _lengths(tree: MetricTree, name: str, table: pd.DataFrame, groups: Sequence[str]) -> None:
+    at = ("length", name)
+    tree.put_mean((*at, "mean"), table, table["words"])
+    for group in groups:
+        part = table[table["group"] == group]
+        tree.put_mean((*at, "groups", group), part, part["words"])
+    if set(groups) == {"longer", "shorter"}:
+        short, long = table["group"] == "shorter", table["group"] == "longer"
+        rows = by_prompt(table, [table["words"] * short, short, table["words"] * long, long])
+        tree.put((*at, "ratio"), tree.bootstrap.statistic(rows, _ratio_of_means))
+
+
+def _ratio_of_means(sums: Floats) -> Floats:
+    """`[n, 4]` sum and count of two kinds of texts -> `[n]` mean of the first over the second."""
+    return ratio(np.column_stack([ratio(sums[:, :2]), ratio(sums[:, 2:])]))
+
+
+def _agreement(tree: MetricTree, judge: Judge, test: pd.DataFrame) -> None:
+    """How often the judge takes what the users themselves chose; ties count half."""
+    pairs = test[test["group"].isin(judge.groups)]
+    verdict = judge.compare(list(pairs["chosen"]), list(pairs["rejected"]), list(pairs["group"]))
+    pairs = pairs.assign(agree=(verdict + 1.0) / 2.0)
+    tree.put_mean(("judge_agreement", "all"), pairs, pairs["agree"])
+    for group, part in pairs.groupby("group", sort=True):
+        tree.put_mean(("judge_agreement", "groups", str(group)), part, part["agree"])
+
+
+def _win_rates(
+    tree: MetricTree,
+    judge: Judge,
+    name: str,
+    other: str,
+    given: pd.DataFrame,
+    measured: Mapping[str, pd.DataFrame],
+    unseen_users: pd.DataFrame,
+    notes: list[str],
+) -> None:
+    """`win_rate.<name>_vs_<other>`: seen users, each group of them, and unseen users."""
+    at = ("win_rate", f"{name}_vs_{other}")
+    compared = answers.compare(judge, given, measured[other])
+    if compared.empty:
+        notes.append(
+            f"{name} against {other}: no two answers to the same prompt for a user whose "
+            "preference the judge knows; the win rate is left out."
+        )
+        return
+    _win_rate(tree, at, compared)
+    for group, part in compared.groupby("group", sort=True):
+        _win_rate(tree, (*at, "groups", str(group)), part)
+    sizes = {str(group): int(n) for group, n in unseen_users["group"].value_counts().items()}
+    unseen = answers.compare(
+        judge, answers.answers_to_unseen(measured[name], sizes), measured[other]
+    )
+    if not unseen.empty:
+        _win_rate(tree, (*at, "unseen"), unseen)
+
+
+def _win_rate(tree: MetricTree, at: tuple[str, ...], compared: pd.DataFrame) -> None:
+    """Shares of all comparisons, and `win_rate`: wins among those that did not end in a tie."""
+    weight = compared["weight"].astype(float)
+    share = {
+        outcome: weight * (compared["verdict"] == verdict)
+        for outcome, verdict in (("win", 1), ("loss", -1), ("tie", 0))
+    }
+    for outcome, values in share.items():
+        tree.put((*at, outcome), tree.bootstrap.ratio(by_prompt(compared, [values, weight])))
+    decided = share["win"] + share["loss"]
+    rows = by_prompt(compared, [share["win"], decided])
+    tree.put((*at, "win_rate"), tree.bootstrap.ratio(rows))
+    tree.count((*at, "comparisons"), int(weight.sum()))

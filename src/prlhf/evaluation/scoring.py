@@ -1,0 +1,146 @@
+"""Model passes behind the evaluation: log-probabilities of pairs and answers, a map of users."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from prlhf.models.packing import Row
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.user_model import GENERIC, UserModel
+from prlhf.training.reference import text_key
+
+MOST_MAPPED = 2000
+"""Users on the map; more are thinned out evenly."""
+
+PAIR_COLUMNS = ("pair_id", "prompt_id", "user_id", "user_index", "group")
+
+
+def score_pairs(
+    lm: PersonalizedLM,
+    test: pd.DataFrame,
+    unseen: pd.DataFrame,
+    reference: dict[str, float],
+    name: str,
+) -> pd.DataFrame:
+    """Implicit-reward margins of held-out pairs.
+
+    Seen users' pairs are scored as their users and as the generic user, unseen users' as the
+    generic user. Each distinct (condition, prompt, response) is computed once.
+
+    Args:
+        lm: the trained model.
+        test: held-out pairs of seen users.
+        unseen: held-out pairs of unseen users.
+        reference: log pi_ref by text key, nats.
+        name: of the method, shown with the progress.
+
+    Returns:
+        Columns split, condition, those of the pair, chosen_logp, rejected_logp, ref_chosen_logp,
+        ref_rejected_logp (nats, summed over tokens) and margin (nats, without beta).
+    """
+    parts = [
+        test.assign(split="test", condition="user", scored_as=test["user_index"]),
+        test.assign(split="test", condition="generic", scored_as=GENERIC),
+        unseen.assign(split="unseen", condition="generic", scored_as=GENERIC),
+    ]
+    pairs = pd.concat(parts, ignore_index=True)
+    if lm.user_model.tokens == 0:
+        pairs["scored_as"] = GENERIC
+    logps = _logps(lm, pairs, name)
+    for side in ("chosen", "rejected"):
+        keys = zip(pairs["scored_as"], pairs["prompt"], pairs[side], strict=True)
+        pairs[f"{side}_logp"] = [logps[key] for key in keys]
+        texts = map(text_key, pairs["prompt"], pairs[side])
+        pairs[f"ref_{side}_logp"] = [reference[text] for text in texts]
+    pairs["margin"] = (pairs["chosen_logp"] - pairs["ref_chosen_logp"]) - (
+        pairs["rejected_logp"] - pairs["ref_rejected_logp"]
+    )
+    sides = ["chosen_logp", "rejected_logp", "ref_chosen_logp", "ref_rejected_logp"]
+    return pairs[["split", "condition", *PAIR_COLUMNS, *sides, "margin"]]
+
+
+def _logps(lm: PersonalizedLM, pairs: pd.DataFrame, name: str) -> dict[tuple[int, str, str], float]:
+    """log pi of each distinct (scored_as, prompt, response)."""
+    texts: dict[tuple[int, str], set[str]] = {}
+    for side in ("chosen", "rejected"):
+        for user, prompt, response in zip(
+            pairs["scored_as"], pairs["prompt"], pairs[side], strict=True
+        ):
+            texts.setdefault((user, prompt), set()).add(response)
+    conditions = [(key, sorted(texts[key])) for key in sorted(texts)]
+    rows = [
+        Row(user, lm.encoder.prompt(prompt), [lm.encoder.response(text) for text in responses])
+        for (user, prompt), responses in conditions
+    ]
+    scores = lm.score(rows, label=f"score {name}: pairs")
+    keys = [(*condition, text) for condition, responses in conditions for text in responses]
+    return dict(zip(keys, scores.logps.tolist(), strict=True))
+
+
+def score_generations(base: PersonalizedLM, generated: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Negative log-likelihood of generated texts under the base model.
+
+    The end-of-sequence token is not counted: it tells about length, not about fluency.
+
+    Args:
+        base: `PersonalizedLM.reference(...)`.
+        generated: columns generation_id, prompt, text.
+        name: of the method, shown with the progress.
+
+    Returns:
+        Columns generation_id, nll (nats, summed over tokens), tokens.
+    """
+    rows: list[Row] = []
+    scored: list[int] = []
+    for i, (prompt, text) in enumerate(zip(generated["prompt"], generated["text"], strict=True)):
+        ids = base.encoder.text(text)
+        if ids:
+            rows.append(Row(GENERIC, base.encoder.prompt(prompt), [ids]))
+            scored.append(i)
+    nll = np.zeros(len(generated))
+    tokens = np.zeros(len(generated), dtype=np.int64)
+    if rows:
+        scores = base.score(rows, label=f"score {name}: answers")
+        nll[scored] = -scores.logps.double().numpy()
+        tokens[scored] = scores.tokens.numpy()
+    return pd.DataFrame(
+        {"generation_id": generated["generation_id"].to_numpy(), "nll": nll, "tokens": tokens}
+    )
+
+
+@torch.no_grad()
+def user_map(user_model: UserModel, users: pd.DataFrame) -> pd.DataFrame:
+    """A two-dimensional map of the users' embeddings: their first two principal components.
+
+    Args:
+        user_model: a trained user model with at least one user token.
+        users: the prepared users table.
+
+    Returns:
+        Columns user_id, group, seen, x, y; the generic user is the row without a user_id.
+    """
+    seen = users[users["seen"]].sort_values("user_index", ignore_index=True)
+    if len(seen) > MOST_MAPPED:
+        keep = np.linspace(0, len(seen) - 1, MOST_MAPPED).round().astype(int)
+        seen = seen.iloc[keep]
+    generic = pd.DataFrame({"user_id": [None], "user_index": [GENERIC], "group": [None]})
+    table = pd.concat([seen[["user_id", "user_index", "group"]], generic], ignore_index=True)
+    indices = torch.tensor(table["user_index"].to_numpy(dtype=np.int64))
+    points = user_model(indices.to(next(user_model.parameters()).device)).flatten(1)
+    xy = principal_components(points.double().cpu().numpy())
+    table = table.assign(seen=table["user_index"] != GENERIC, x=xy[:, 0], y=xy[:, 1])
+    return table[["user_id", "group", "seen", "x", "y"]]
+
+
+def principal_components(points: np.ndarray) -> np.ndarray:
+    """Coordinates [N, 2] on the first two principal axes of points [N, D], signs fixed."""
+    centred = points - points.mean(0)
+    # Through the N x N matrix of products: D (tokens times width) is often the larger side.
+    values, vectors = np.linalg.eigh(centred @ centred.T)
+    xy = vectors[:, ::-1][:, :2] * np.sqrt(np.clip(values[::-1][:2], 0, None))
+    if xy.shape[1] < 2:
+        xy = np.pad(xy, ((0, 0), (0, 2 - xy.shape[1])))
+    signs = [1.0 if column[np.abs(column).argmax()] >= 0 else -1.0 for column in xy.T]
+    return xy * signs

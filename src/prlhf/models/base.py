@@ -1,0 +1,174 @@
+"""Loading a resolved base model, and turning prompts and responses into tokens.
+
+Everything here is architecture-neutral: any Hugging Face causal language model with a tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from prlhf.data.contract import messages
+from prlhf.errors import UserError
+
+SOURCE = "prlhf_source.json"
+"""What the `base_model` stage records beside the weights about where they came from."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device() -> torch.device:
+    """The device to compute on: `PRLHF_DEVICE` if set, else CUDA when there is one, else CPU."""
+    name = os.environ.get("PRLHF_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"{name!r} is no torch device", where="PRLHF_DEVICE", fix="use cpu, cuda or cuda:0"
+        ) from error
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 elsewhere (bfloat16 is emulated on many CPUs)."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen base language model, its tokenizer and where it came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    path: Path
+    source: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+
+def load_base(path: Path, dtype: str = "auto") -> BaseModel:
+    """Load the model in directory `path` (written by the `base_model` stage), frozen, in eval mode.
+
+    Raises:
+        UserError: the directory is missing or is not a causal language model.
+    """
+    if not (path / "config.json").is_file():
+        raise UserError("no base model here", where=path, fix="run `dvc repro base_model`")
+    quiet_transformers()
+    device = pick_device()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=pick_dtype(dtype, device), local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot be loaded as a causal language model: {first_line(error)}",
+            where=path,
+            fix="check model.name, then run `dvc repro -f base_model`",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token", where=path)
+    model.requires_grad_(False)
+    model.eval()
+    model.to(device)
+    return BaseModel(model, tokenizer, path, read_source(path))
+
+
+def read_source(path: Path) -> dict[str, Any]:
+    """What the `base_model` stage recorded about the model's origin (empty if nothing)."""
+    record = path / SOURCE
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+
+
+def quiet_transformers() -> None:
+    """Silence load banners, bars and warnings meant for library authors."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Encoder:
+    """Prompts and responses to token ids, with the truncation rules in one place.
+
+    Args:
+        tokenizer: the base model's tokenizer; its chat template is used when it has one.
+        max_prompt: most tokens of a prompt; the middle of a longer one is left out, so that neither
+            the opening (system message) nor the end (the question, the reply header) is lost.
+        max_response: most tokens of a response including its end-of-sequence token; a longer one
+            is cut at its end and then carries no end-of-sequence token.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_prompt: int, max_response: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_prompt = max_prompt
+        self.max_response = max_response
+        self.eos = int(tokenizer.eos_token_id)
+        self._prompts: dict[str, list[int]] = {}
+
+    def prompt(self, prompt: str) -> list[int]:
+        """Token ids of a canonical prompt (see `prlhf.data.contract`), truncated in the middle."""
+        if prompt not in self._prompts:
+            self._prompts[prompt] = cut_middle(
+                encode_messages(self.tokenizer, messages(prompt)), self.max_prompt
+            )
+        return self._prompts[prompt]
+
+    def text(self, text: str) -> list[int]:
+        """Token ids of plain text, nothing added, nothing cut."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def response(self, text: str) -> list[int]:
+        """Token ids of a response, closed by the end-of-sequence token unless it was cut."""
+        ids = self.text(text)
+        if len(ids) < self.max_response:
+            return [*ids, self.eos]
+        return ids[: self.max_response]
+
+
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]]
+) -> list[int]:
+    """A conversation through the model's chat template, or joined as plain text without one."""
+    if tokenizer.chat_template:
+        ids = tokenizer.apply_chat_template(
+            conversation, tokenize=True, add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+    else:
+        text = "\n".join(message["content"] for message in conversation)
+        ids = tokenizer(text)["input_ids"]
+    return [int(i) for i in ids]
+
+
+def cut_middle(ids: list[int], limit: int) -> list[int]:
+    """At most `limit` ids: a quarter from the start, the rest from the end."""
+    if len(ids) <= limit:
+        return ids
+    head = limit // 4
+    return ids[:head] + ids[len(ids) - (limit - head) :]

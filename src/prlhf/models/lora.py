@@ -1,0 +1,99 @@
+"""LoRA adapters on whichever layers a model really has."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from prlhf.errors import UserError
+
+# Names that attention projections go by in the architectures of transformers.
+ATTENTION = frozenset(
+    (
+        *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
+        *("qkv_proj", "query_key_value", "c_attn", "Wqkv"),
+        *("query", "key", "value"),
+    )
+)
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Last parts of the names of all adaptable layers, the output head excepted, sorted."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        }
+    )
+
+
+def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[str]:
+    """Names of the layers to adapt, all of which exist in the model.
+
+    Args:
+        model: the base model.
+        targets: `auto` (attention projections), `all` (every linear layer but the output head) or
+            names of layers.
+
+    Raises:
+        UserError: a name matches no layer, or `auto` finds none.
+    """
+    present = linear_layers(model)
+    where = "train.lora.targets"
+    listing = f"this {model.config.model_type} model has {', '.join(present) or 'none'}"
+    if targets == "all":
+        return present
+    if targets == "auto":
+        found = sorted(ATTENTION.intersection(present))
+        if not found:
+            raise UserError(
+                f"no attention projection with a known name; {listing}",
+                where=where,
+                fix="name the layers to adapt",
+            )
+        return found
+    named = [targets] if isinstance(targets, str) else list(targets)
+    for name in named:
+        if name not in present:
+            close = difflib.get_close_matches(name, present, n=1)
+            hint = f"did you mean {close[0]}?" if close else "use auto, all or some of these"
+            raise UserError(f"no layer is called {name!r}; {listing}", where=where, fix=hint)
+    return named
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: str | Sequence[str],
+    base_name: str,
+    seed: int,
+) -> PeftModel:
+    """Wrap the model with fresh LoRA adapters (which start as the identity), float32, trainable.
+
+    Raises:
+        UserError: `targets` match no layer.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, alpha),
+        lora_dropout=dropout,
+        target_modules=find_targets(model, targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
+    # PEFT takes the name from the loaded model, which would be a path of this machine.
+    wrapped.peft_config["default"].base_model_name_or_path = base_name
+    return cast(PeftModel, wrapped)

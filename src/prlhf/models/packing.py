@@ -1,0 +1,166 @@
+"""Packing: one sequence for a prompt and several of its responses.
+
+A row is `[user tokens | prompt | response 1 | response 2 | ...]`. A tree mask lets every response
+see the user tokens and the prompt but no other response, and each response's positions restart
+after the prompt, so that a row computes exactly what separate sequences would, with the prompt
+computed once. Models that cannot take such a mask get rows of one response each instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PREFIX, PAD = 0, -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt under one user condition, with the responses to score.
+
+    Attributes:
+        user_index: 0 for the generic user, else a seen user's index.
+        prompt: token ids of the prompt.
+        responses: token ids of each response, including its end-of-sequence token.
+    """
+
+    user_index: int
+    prompt: Sequence[int]
+    responses: Sequence[Sequence[int]]
+
+    def length(self, user_tokens: int) -> int:
+        """Input positions. A response's last token is predicted but never read."""
+        return user_tokens + len(self.prompt) + sum(len(r) - 1 for r in self.responses)
+
+    def split(self) -> list[Row]:
+        """The same work as rows of one response each, in order."""
+        return [replace(self, responses=[response]) for response in self.responses]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of rows as tensors; B rows of L positions, R responses, M response tokens in all.
+
+    Attributes:
+        input_ids: int64 [B, L]; slots of user tokens and padding hold 0.
+        positions: int64 [B, L].
+        segments: int64 [B, L]; 0 for user tokens and prompt, k for the k-th response, -1 for
+            padding.
+        user_index: int64 [B].
+        predictors: int64 [M]; flat position (row * L + column) whose output predicts each token.
+        targets: int64 [M]; the response tokens.
+        owners: int64 [M]; which of the R responses each token belongs to, in row order.
+        tokens: int64 [R]; tokens of each response.
+        shared: whether any row holds more than one response, so that the tree mask is needed.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    user_index: Tensor
+    predictors: Tensor
+    targets: Tensor
+    owners: Tensor
+    tokens: Tensor
+    shared: bool
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same batch on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Packed:
+        """The same batch in page-locked memory, for asynchronous copies to a GPU."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Packed:
+        tensors: dict[str, Any] = {
+            f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "shared"
+        }
+        return replace(self, **tensors)
+
+    def tree_mask(self) -> Tensor:
+        """Who may attend to whom, bool [B, 1, L, L]."""
+        return tree_mask(self.segments)
+
+
+def tree_mask(segments: Tensor) -> Tensor:
+    """Who may attend to whom: bool [B, 1, L, L] from segments [B, L].
+
+    A position sees earlier positions of the prefix and of its own response. Padding sees itself
+    and earlier padding, since a row of an attention matrix must not be empty.
+    """
+    query, key = segments.unsqueeze(2), segments.unsqueeze(1)
+    visible = (key == query) | ((key == PREFIX) & (query != PAD))
+    return torch.tril(visible).unsqueeze(1)
+
+
+def pack(rows: Sequence[Row], user_tokens: int) -> Packed:
+    """Lay rows out side by side, padded on the right to the longest.
+
+    Raises:
+        ValueError: a prompt or response has no tokens.
+    """
+    length = max(row.length(user_tokens) for row in rows)
+    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = torch.zeros(len(rows), length, dtype=torch.long)
+    segments = torch.full((len(rows), length), PAD, dtype=torch.long)
+    predictors: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    tokens: list[int] = []
+    for number, row in enumerate(rows):
+        if not row.prompt or not all(row.responses):
+            raise ValueError("prompts and responses need at least one token")
+        prefix = user_tokens + len(row.prompt)
+        input_ids[number, user_tokens:prefix] = torch.tensor(row.prompt)
+        positions[number, :prefix] = torch.arange(prefix)
+        segments[number, :prefix] = PREFIX
+        at, offset = prefix, number * length
+        for k, response in enumerate(row.responses, start=1):
+            read = len(response) - 1
+            input_ids[number, at : at + read] = torch.tensor(response[:-1], dtype=torch.long)
+            positions[number, at : at + read] = torch.arange(prefix, prefix + read)
+            segments[number, at : at + read] = k
+            predictors += [offset + prefix - 1, *range(offset + at, offset + at + read)]
+            targets += response
+            owners += [len(tokens)] * len(response)
+            tokens.append(len(response))
+            at += read
+    return Packed(
+        input_ids=input_ids,
+        positions=positions,
+        segments=segments,
+        user_index=torch.tensor([row.user_index for row in rows]),
+        predictors=torch.tensor(predictors),
+        targets=torch.tensor(targets),
+        owners=torch.tensor(owners),
+        tokens=torch.tensor(tokens),
+        shared=any(len(row.responses) > 1 for row in rows),
+    )
+
+
+def batches_by_length(
+    lengths: Sequence[int], *, max_rows: int, max_positions: int
+) -> list[list[int]]:
+    """Group rows of similar length so that little is padded: indices of each batch.
+
+    Longest first, so that too large a batch fails at once rather than at the end; at most
+    `max_rows` rows and `max_positions` padded positions a batch (a single longer row still passes).
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for i in order:
+        last = batches[-1] if batches else None
+        if (
+            last is not None
+            and len(last) < max_rows
+            and (len(last) + 1) * lengths[last[0]] <= max_positions
+        ):
+            last.append(i)
+        else:
+            batches.append([i])
+    return batches

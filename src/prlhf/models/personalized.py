@@ -1,0 +1,383 @@
+"""The personalised language model: a user model in front of a (LoRA-adapted) causal LM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prlhf.data.contract import canonical_prompt
+from prlhf.errors import UserError
+from prlhf.io import read_json, write_json
+from prlhf.models.base import BaseModel, Encoder, load_base
+from prlhf.models.generation import Completion, Sampling, complete
+from prlhf.models.logps import sum_by_owner, token_logps
+from prlhf.models.packing import PAD, Packed, Row, batches_by_length, pack
+from prlhf.models.user_model import GENERIC, UniformUserModel, UserModel, build
+from prlhf.progress import Progress, say
+
+FORMAT = 1
+CARD = "user_model.json"
+TABLES = "user_model.safetensors"
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a forward pass tells about R responses.
+
+    Attributes:
+        logps: summed log-probability of each response's tokens, nats, float32 [R].
+        tokens: how many tokens each has, int64 [R].
+        features: mean last hidden state over each response's tokens, float32 [R, d], or None.
+        penalty: the user model's regulariser of each row's user, [B], or None.
+    """
+
+    logps: Tensor
+    tokens: Tensor
+    features: Tensor | None = None
+    penalty: Tensor | None = None
+
+
+class PersonalizedLM(nn.Module):
+    """pi_P(y | x, u): the language model reads `[f_P(u) ; emb(x)]` (paper, section 4.1).
+
+    Args:
+        base: the frozen base model, its tokenizer and origin.
+        lm: the base model itself, or PEFT's wrapper around it.
+        user_model: user indices to soft-prompt embeddings.
+        encoder: prompts and responses to tokens.
+        about: what the model's card records besides (method, objective, ...).
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        lm: PreTrainedModel | PeftModel,
+        user_model: UserModel,
+        encoder: Encoder,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.user_model = user_model.to(base.device)
+        self.base = base
+        self.encoder = encoder
+        self.about = about or {}
+        self.shares_prompts = takes_tree_mask(self.causal_lm)
+        if not self.shares_prompts:
+            say("this architecture takes no tree mask: prompts are computed once per response")
+
+    @classmethod
+    def reference(cls, base: BaseModel, encoder: Encoder) -> PersonalizedLM:
+        """The base model itself, seen as a personalised model without user tokens: pi_ref."""
+        return cls(base, base.model, UniformUserModel([], 0, base.hidden_size), encoder)
+
+    # -- forward ---------------------------------------------------------------------------------
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The causal language model under PEFT's wrapper, adapters included."""
+        return cast(
+            PreTrainedModel,
+            self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def pack(self, rows: Sequence[Row]) -> Packed:
+        """Rows as one batch, prompts shared between a row's responses where the model can."""
+        if not self.shares_prompts:
+            rows = [part for row in rows for part in row.split()]
+        return pack(rows, self.user_model.tokens)
+
+    def forward(self, batch: Packed, *, features: bool = False) -> Scores:
+        """Log-probabilities of every response of the batch, in row order.
+
+        Args:
+            batch: rows packed by `pack`, on this model's device.
+            features: also return each response's mean hidden state.
+        """
+        hidden = self._hidden(batch)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        model = self.causal_lm
+        per_token = token_logps(
+            flat.index_select(0, batch.predictors),
+            cast(nn.Module, model.get_output_embeddings()),
+            batch.targets,
+            softcap=getattr(model.config, "final_logit_softcapping", None),
+        )
+        responses = len(batch.tokens)
+        pooled = None
+        if features:
+            states = flat.index_select(0, batch.predictors).float()
+            sums = states.new_zeros(responses, states.shape[1])
+            pooled = sums.index_add(0, batch.owners, states) / batch.tokens.unsqueeze(1)
+        return Scores(
+            sum_by_owner(per_token, batch.owners, responses),
+            batch.tokens,
+            pooled,
+            self.user_model.penalty(batch.user_index),
+        )
+
+    def _hidden(self, batch: Packed) -> Tensor:
+        """Last hidden states [B, L, d]."""
+        embeds = self.causal_lm.get_input_embeddings()(batch.input_ids)
+        if self.user_model.tokens:
+            users = self.user_model(batch.user_index).to(embeds.dtype)
+            embeds = torch.cat([users, embeds[:, self.user_model.tokens :]], dim=1)
+        output = self.causal_lm.base_model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask(batch, embeds.dtype),
+            position_ids=batch.positions,
+            use_cache=False,
+        )
+        return cast(Tensor, output.last_hidden_state)
+
+    @torch.no_grad()
+    def score(
+        self,
+        rows: Sequence[Row],
+        *,
+        label: str,
+        features: bool = False,
+        max_rows: int = 16,
+        max_positions: int = 2048,
+    ) -> Scores:
+        """`forward` over any number of rows, batched by length; results on the CPU, in order."""
+        self.eval()
+        starts = [0]
+        for row in rows:
+            starts.append(starts[-1] + len(row.responses))
+        logps = torch.empty(starts[-1])
+        tokens = torch.empty(starts[-1], dtype=torch.long)
+        pooled = torch.empty(starts[-1], self.base.hidden_size) if features else None
+        lengths = [row.length(self.user_model.tokens) for row in rows]
+        batches = batches_by_length(lengths, max_rows=max_rows, max_positions=max_positions)
+        with Progress(total=len(rows), label=label, unit="rows") as progress:
+            for chosen in batches:
+                part = self(self.pack([rows[i] for i in chosen]).to(self.device), features=features)
+                where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
+                logps[where] = part.logps.cpu()
+                tokens[where] = part.tokens.cpu()
+                if pooled is not None:
+                    pooled[where] = part.features.cpu()
+                progress.advance(len(chosen))
+        return Scores(logps, tokens, pooled)
+
+    # -- use -------------------------------------------------------------------------------------
+
+    def prefix(self, user_index: int, prompt: Sequence[int]) -> Tensor:
+        """Input embeddings `[f_P(u) ; emb(x)]` of one prompt, [T + len(prompt), d]."""
+        ids = torch.tensor(prompt, device=self.device)
+        embeds = self.causal_lm.get_input_embeddings()(ids)
+        users = self.user_model(torch.tensor([user_index], device=self.device))[0]
+        return torch.cat([users.to(embeds.dtype), embeds])
+
+    def complete(
+        self,
+        requests: Sequence[tuple[int, str]],
+        *,
+        sampling: Sampling,
+        seed: int = 0,
+        batch_size: int = 32,
+        label: str = "generate",
+    ) -> list[Completion]:
+        """Answer (user index, canonical prompt) requests, users mixed within a batch."""
+        self.eval()
+        prompts = [self.encoder.prompt(prompt) for _, prompt in requests]
+        return complete(
+            cast(PreTrainedModel, self.lm),
+            [self.user_model.tokens + len(prompt) for prompt in prompts],
+            lambda row: self.prefix(requests[row][0], prompts[row]),
+            sampling=sampling,
+            eos=self.encoder.eos,
+            seed=seed,
+            batch_size=batch_size,
+            label=label,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        users: Sequence[str | None],
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Answers to `prompts` (text or chat messages), each for the user of the same position.
+
+        Users are named by your own ids; an id that was not trained on, or None, gets the generic
+        user's answer.
+
+        Raises:
+            UserError: the lists differ in length.
+        """
+        if len(prompts) != len(users):
+            raise UserError(f"{len(prompts)} prompts but {len(users)} users", fix="give one each")
+        requests = [
+            (self.user_model.index(user), canonical_prompt(prompt))
+            for prompt, user in zip(prompts, users, strict=True)
+        ]
+        completions = self.complete(
+            requests,
+            sampling=sampling or Sampling(max_new_tokens=256, temperature=0.7, top_p=0.9),
+            seed=seed,
+        )
+        return [self.decode(completion.ids) for completion in completions]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated tokens."""
+        return str(self.encoder.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write adapter, user model and card to an existing directory.
+
+        The adapter is PEFT's own format, so `peft.PeftModel.from_pretrained` loads it as well. The
+        card points to the base model relative to `directory`, or to a sibling that replaces it.
+        """
+        if isinstance(self.lm, PeftModel):
+            # Whether to save embeddings too is otherwise asked of the hub; LoRA leaves them alone.
+            self.lm.save_pretrained(str(directory), save_embedding_layers=False)
+            # PEFT adds a model-card template with nothing in it.
+            (directory / "README.md").unlink(missing_ok=True)
+        save_user_model(
+            self.user_model,
+            directory,
+            {
+                "format": FORMAT,
+                "base": {
+                    "path": Path(os.path.relpath(self.base.path, directory)).as_posix(),
+                    **self.base.source,
+                },
+                "tokens": {
+                    "max_prompt": self.encoder.max_prompt,
+                    "max_response": self.encoder.max_response,
+                },
+                **self.about,
+            },
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        base: str | Path | None = None,
+        dtype: str = "auto",
+    ) -> PersonalizedLM:
+        """Load a model directory written by `save_pretrained`, ready to generate.
+
+        Args:
+            directory: for example `models/pdpo`.
+            base: directory of the base model, where it has moved since.
+            dtype: of the base model's weights; see `model.dtype` in `params.yaml`.
+
+        Raises:
+            UserError: something is missing or was made by a newer version.
+        """
+        directory = Path(directory)
+        card = read_card(directory)
+        base_path = Path(base) if base else Path(os.path.normpath(directory / card["base"]["path"]))
+        loaded = load_base(base_path, dtype)
+        lm: PreTrainedModel | PeftModel = loaded.model
+        if (directory / "adapter_config.json").is_file():
+            lm = PeftModel.from_pretrained(loaded.model, str(directory))
+        encoder = Encoder(loaded.tokenizer, **card["tokens"])
+        known = {"format", "base", "tokens", "users", "user_model"}
+        about = {key: value for key, value in card.items() if key not in known}
+        model = cls(loaded, lm, load_user_model(directory), encoder, about)
+        model.requires_grad_(False)
+        return model.eval()
+
+
+def save_user_model(user_model: UserModel, directory: Path, about: dict[str, Any]) -> None:
+    """Write a user model (card and tables) to an existing directory."""
+    tables = {name: t.detach().cpu().contiguous() for name, t in user_model.state_dict().items()}
+    save_file(tables, str(directory / TABLES), metadata={"format": "pt"})
+    card = {**about, "users": user_model.users, "user_model": user_model.config()}
+    write_json(directory / CARD, card)
+
+
+def load_user_model(directory: Path) -> UserModel:
+    """Read a user model back, on the CPU."""
+    card = read_card(directory)
+    user_model = build(card["users"], card["user_model"])
+    user_model.load_state_dict(load_file(str(directory / TABLES)))
+    return user_model
+
+
+def read_card(directory: Path) -> dict[str, Any]:
+    """The card of a model directory.
+
+    Raises:
+        UserError: no card, or of a newer format.
+    """
+    if not (directory / CARD).is_file():
+        raise UserError(f"no {CARD} here", where=directory, fix="name a directory under models/")
+    card: dict[str, Any] = read_json(directory / CARD)
+    if card.get("format", FORMAT) > FORMAT:
+        raise UserError("was written by a newer prlhf", where=directory / CARD, fix="upgrade prlhf")
+    return card
+
+
+def attention_mask(batch: Packed, dtype: torch.dtype) -> Tensor:
+    """What the model needs: a padding mask, int64 [B, L], or a tree mask, `dtype` [B, 1, L, L].
+
+    The tree mask is additive, which both the `sdpa` and the `eager` attention understand.
+    """
+    if not batch.shared:
+        return (batch.segments != PAD).long()
+    visible = batch.tree_mask()
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+@torch.no_grad()
+def takes_tree_mask(model: PreTrainedModel) -> bool:
+    """Whether packed rows give this model's own log-probabilities: tried once, on a tiny input.
+
+    Windowed attention would only show on longer inputs, and is excluded by the configuration.
+    """
+    config = model.config.get_text_config()
+    if any("sliding" in kind for kind in getattr(config, "layer_types", None) or []):
+        return False
+    training = model.training
+    model.eval()
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = [i % vocabulary for i in range(3, 12)]
+    row = Row(GENERIC, ids[:3], [ids[3:6], ids[6:9]])
+    try:
+        together, apart = (
+            _probe(model, pack(rows, 0).to(model.device)) for rows in ([row], row.split())
+        )
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+    finally:
+        model.train(training)
+    tolerance = 1e-3 if together.dtype == torch.float32 else 0.1
+    return torch.allclose(together, apart, atol=tolerance, rtol=tolerance)
+
+
+def _probe(model: PreTrainedModel, batch: Packed) -> Tensor:
+    embeds = model.get_input_embeddings()(batch.input_ids)
+    hidden = model.base_model(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask(batch, embeds.dtype),
+        position_ids=batch.positions,
+        use_cache=False,
+    ).last_hidden_state
+    return cast(Tensor, hidden.reshape(-1, hidden.shape[-1])[batch.predictors])

@@ -1,0 +1,39 @@
+"""Typed `params.yaml`: one frozen model per section, checked whole before any stage starts.
+
+Stages are handed the sections they declare in `dvc.yaml` and import these classes for annotations
+only, so that a change here re-runs nothing by itself.
+"""
+
+from prlhf.params.data import ColumnParams, DataParams, HubParams, SplitParams, ValidateParams
+from prlhf.params.evaluation import EvaluateParams, GenerateParams
+from prlhf.params.loading import load
+from prlhf.params.model import ModelParams, TokenParams
+from prlhf.params.schema import Params
+from prlhf.params.section import Section
+from prlhf.params.training import (
+    LoraParams,
+    MethodParams,
+    PretrainParams,
+    TrainParams,
+    UserModelParams,
+)
+
+__all__ = [
+    "ColumnParams",
+    "DataParams",
+    "EvaluateParams",
+    "GenerateParams",
+    "HubParams",
+    "LoraParams",
+    "MethodParams",
+    "ModelParams",
+    "Params",
+    "PretrainParams",
+    "Section",
+    "SplitParams",
+    "TokenParams",
+    "TrainParams",
+    "UserModelParams",
+    "ValidateParams",
+    "load",
+]

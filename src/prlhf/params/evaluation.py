@@ -1,0 +1,56 @@
+"""Generation from the trained models, and how they are judged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from prlhf.params.section import Section
+
+
+class GenerateParams(Section):
+    """`generate`: answers to held-out prompts, per method and user. Time grows with all of them."""
+
+    prompts: int | None = Field(
+        ge=1, description="Held-out prompts answered at most; null for all."
+    )
+    users: int | None = Field(
+        ge=1,
+        description="Seen users answered at most, evenly spread; null for all. Each gets every "
+        "prompt.",
+    )
+    max_new_tokens: int = Field(ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(ge=0, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(gt=0, le=1, description="Nucleus sampling; 1 is off.")
+    repetition_penalty: float = Field(ge=1, description="Penalty on repeated tokens; 1 is off.")
+    no_repeat_ngram: int = Field(
+        ge=0, description="No n-gram of this length occurs twice; 0 is off."
+    )
+    batch_size: int = Field(
+        ge=1, description="Answers generated side by side. More is faster and takes more memory."
+    )
+
+
+class EvaluateParams(Section):
+    """`evaluate`: metrics, their intervals, and what the report shows."""
+
+    bootstrap: int = Field(ge=100, description="Bootstrap resamples behind each interval.")
+    confidence: float = Field(ge=0.5, lt=1, description="Confidence level of the intervals.")
+    judge: Literal["auto", "oracle", "none"] = Field(
+        description="Who compares answers. `oracle`: the built-in task's own rule; `auto`: the "
+        "oracle where the data set has one; `none`: no win rates."
+    )
+    degenerate_repetition: float = Field(
+        gt=0,
+        le=1,
+        description="An answer is degenerate when more than this share of its 3-grams are "
+        "repeats. Of people's own texts about one in a thousand reaches 0.3.",
+    )
+    degenerate_nll: float = Field(
+        gt=0,
+        description="An answer is degenerate, too, when it lies more than this many nats per token "
+        "above the base model's own mean.",
+    )
+    sample_prompts: int = Field(ge=1, description="Prompts in the report's side-by-side samples.")
+    sample_users: int = Field(ge=1, description="Users in the report's side-by-side samples.")

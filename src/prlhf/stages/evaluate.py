@@ -1,0 +1,86 @@
+"""Stage `evaluate`: metrics, tables for plots and samples, from scored pairs and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prlhf.evaluation import metrics, tables
+from prlhf.evaluation.answers import BASE
+from prlhf.evaluation.judges import get_judge
+from prlhf.evaluation.statistics import Bootstrap
+from prlhf.io import read_json, read_parquet, write_json, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from prlhf.params import EvaluateParams, MethodParams
+
+PARAMS = ("seed", "methods", "evaluate")
+
+PREPARED = Path("data/prepared")
+GENERATED = Path("data/generated")
+SCORES = Path("data/scores")
+REPORTS = Path("reports")
+
+
+def run(*, seed: int, methods: Mapping[str, MethodParams], evaluate: EvaluateParams) -> None:
+    """Evaluate the base model and every method in `methods`.
+
+    Writes reports/metrics.json, reports/evaluation.json (judge, notes, samples),
+    reports/per_user.csv and the tables under reports/plots/.
+    """
+    names = [BASE, *methods]
+    users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen"])
+    dataset = read_json(PREPARED / "dataset.json")
+    judge = get_judge(evaluate.judge, dataset.get("task"))
+    result = metrics.evaluate(
+        {name: _tables(name) for name in names},
+        read_parquet(PREPARED / "test.parquet"),
+        users[~users["seen"].astype(bool)],
+        judge=judge,
+        bootstrap=Bootstrap(seed, evaluate.bootstrap, evaluate.confidence),
+        thresholds=metrics.Thresholds(evaluate.degenerate_repetition, evaluate.degenerate_nll),
+    )
+    maps = {
+        name: read_parquet(path)
+        for name in names
+        if (path := SCORES / name / "embeddings.parquet").exists()
+    }
+    write_json(REPORTS / "metrics.json", result.metrics)
+    write_json(
+        REPORTS / "evaluation.json",
+        {
+            "dataset": {key: dataset.get(key) for key in ("name", "source", "task")},
+            "judge": None
+            if judge is None
+            else {"name": judge.name, "description": judge.description},
+            "methods": [
+                {"name": name, "personalised": personal}
+                for name, personal in result.personalised.items()
+            ],
+            "notes": result.notes,
+            "samples": tables.samples(
+                result, prompts=evaluate.sample_prompts, users=evaluate.sample_users, seed=seed
+            ),
+        },
+    )
+    _write_csv("per_user.csv", tables.per_user(result))
+    _write_csv("plots/per_user_accuracy.csv", tables.user_accuracy(result, seed))
+    _write_csv("plots/lengths.csv", tables.lengths(result, seed))
+    _write_csv("plots/embeddings.csv", tables.embeddings(maps, seed))
+
+
+def _tables(name: str) -> metrics.Tables:
+    pairs = SCORES / name / "pairs.parquet"
+    return metrics.Tables(
+        generated=read_parquet(GENERATED / f"{name}.parquet"),
+        scores=read_parquet(SCORES / name / "generations.parquet"),
+        # The base model is its own reference: its margins are all zero, and not scored.
+        pairs=None if name == BASE and not pairs.exists() else read_parquet(pairs),
+    )
+
+
+def _write_csv(name: str, table: pd.DataFrame) -> None:
+    write_text(REPORTS / name, table.to_csv(index=False, lineterminator="\n"))

@@ -1,0 +1,89 @@
+"""Stage `generate`: answers to held-out prompts, for each user and for the generic user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pandas as pd
+
+from prlhf.io import content_hash, read_parquet, write_parquet
+from prlhf.models.generation import Sampling
+from prlhf.models.load import load_method
+from prlhf.models.user_model import GENERIC
+
+if TYPE_CHECKING:
+    from prlhf.params import GenerateParams, ModelParams, TokenParams
+
+PARAMS: Final = ("seed", "model", "tokens", "generate")
+
+PREPARED: Final = Path("data/prepared")
+OUTPUT: Final = Path("data/generated")
+
+
+def run(
+    *, seed: int, model: ModelParams, tokens: TokenParams, generate: GenerateParams, name: str
+) -> None:
+    """Write `data/generated/<name>.parquet`."""
+    lm = load_method(name, model.dtype, tokens.max_prompt, tokens.max_response)
+    prompts = held_out_prompts(
+        read_parquet(PREPARED / "test.parquet", ["prompt_id", "prompt"]), generate.prompts, seed
+    )
+    users = read_parquet(PREPARED / "users.parquet", ["user_id", "user_index", "group", "seen"])
+    rows = requests(prompts, users, personalised=lm.user_model.tokens > 0, most=generate.users)
+    completions = lm.complete(
+        list(zip(rows["user_index"].tolist(), rows["prompt"].tolist(), strict=True)),
+        sampling=Sampling(
+            generate.max_new_tokens,
+            generate.temperature,
+            generate.top_p,
+            generate.repetition_penalty,
+            generate.no_repeat_ngram,
+        ),
+        seed=seed,
+        batch_size=generate.batch_size,
+        label=f"generate {name}",
+    )
+    rows["generation_id"] = [
+        content_hash(name, condition, user or "", prompt)
+        for condition, user, prompt in zip(
+            rows["condition"], rows["user_id"], rows["prompt_id"], strict=True
+        )
+    ]
+    rows["method"] = name
+    rows["text"] = [lm.decode(completion.ids) for completion in completions]
+    rows["tokens"] = [len(completion.ids) for completion in completions]
+    rows["finished"] = [completion.finished for completion in completions]
+    columns = ["generation_id", "method", "condition", "user_id", "group", "prompt_id", "prompt"]
+    write_parquet(OUTPUT / f"{name}.parquet", rows[[*columns, "text", "tokens", "finished"]])
+
+
+def held_out_prompts(test: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
+    """Distinct test prompts (columns prompt_id, prompt); a fixed sample if too many."""
+    prompts = test.drop_duplicates("prompt_id").sort_values("prompt_id", ignore_index=True)
+    if most is None or len(prompts) <= most:
+        return prompts
+    chosen = np.random.default_rng(seed).permutation(len(prompts))[:most]
+    return prompts.iloc[np.sort(chosen)].reset_index(drop=True)
+
+
+def requests(
+    prompts: pd.DataFrame, users: pd.DataFrame, *, personalised: bool, most: int | None
+) -> pd.DataFrame:
+    """Who is to be answered: the generic user, and each seen user if the method tells them apart.
+
+    Args:
+        prompts: columns prompt_id, prompt.
+        users: the prepared users table.
+        personalised: whether the method has user tokens.
+        most: seen users answered at most, evenly spread over the table; None for all.
+    """
+    generic = prompts.assign(condition="generic", user_id=None, group=None, user_index=GENERIC)
+    if not personalised:
+        return generic
+    seen = users[users["seen"]].sort_values("user_index", ignore_index=True)
+    if most is not None and len(seen) > most:
+        seen = seen.iloc[np.linspace(0, len(seen) - 1, most).round().astype(int)]
+    own = seen[["user_id", "user_index", "group"]].merge(prompts, how="cross")
+    return pd.concat([own.assign(condition="user"), generic], ignore_index=True)

@@ -1,0 +1,45 @@
+"""Stage `score`: held-out pairs under a method, its answers under the base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from prlhf.evaluation.scoring import score_generations, score_pairs, user_map
+from prlhf.io import atomic_path, read_parquet, write_parquet
+from prlhf.models.base import Encoder, load_base
+from prlhf.models.load import BASE_METHOD, BASE_PATH, load_method
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.training.reference import load_reference
+
+if TYPE_CHECKING:
+    from prlhf.params import ModelParams, TokenParams
+
+PARAMS: Final = ("model", "tokens")
+
+PREPARED: Final = Path("data/prepared")
+REFERENCE: Final = Path("data/reference")
+GENERATED: Final = Path("data/generated")
+OUTPUT: Final = Path("data/scores")
+
+
+def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
+    """Write `data/scores/<name>/`: pairs and user map (not for the base model), generations."""
+    with atomic_path(OUTPUT / name, directory=True) as directory:
+        if name != BASE_METHOD:
+            lm = load_method(name, model.dtype, tokens.max_prompt, tokens.max_response)
+            test = read_parquet(PREPARED / "test.parquet")
+            unseen = read_parquet(PREPARED / "unseen.parquet")
+            unseen = unseen[unseen["prompt_split"] == "test"]
+            pairs = score_pairs(lm, test, unseen, load_reference(REFERENCE).logps, name)
+            write_parquet(directory / "pairs.parquet", pairs)
+            if lm.user_model.tokens:
+                users = read_parquet(PREPARED / "users.parquet")
+                write_parquet(directory / "embeddings.parquet", user_map(lm.user_model, users))
+            # The adapter is in the way of what follows, and so is the memory it takes.
+            del lm
+        base = load_base(BASE_PATH, model.dtype)
+        encoder = Encoder(base.tokenizer, tokens.max_prompt, tokens.max_response)
+        generated = read_parquet(GENERATED / f"{name}.parquet")
+        scores = score_generations(PersonalizedLM.reference(base, encoder), generated, name)
+        write_parquet(directory / "generations.parquet", scores)

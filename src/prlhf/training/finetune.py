@@ -1,0 +1,142 @@
+"""P-DPO fine-tuning from prepared pairs to a model directory: what the `train` stage runs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from transformers import TrainingArguments, set_seed
+
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.progress import say
+from prlhf.training.checkpoints import MarkComplete, last_complete
+from prlhf.training.pairs import Pair
+from prlhf.training.trainer import Objective, PDPOTrainer
+from prlhf.training.watch import ShowProgress, curves
+
+if TYPE_CHECKING:
+    from prlhf.params.training import TrainParams
+
+
+def objective_of(train: TrainParams) -> Objective:
+    """The objective that `train.*` describes."""
+    return Objective(
+        alpha=train.alpha,
+        beta=train.beta,
+        loss=train.loss,
+        label_smoothing=train.label_smoothing,
+        nll=train.nll,
+        chosen_penalty=train.chosen_penalty,
+    )
+
+
+def finetune(
+    model: PersonalizedLM,
+    train: TrainParams,
+    *,
+    train_pairs: Sequence[Pair],
+    eval_pairs: Sequence[Pair],
+    checkpoints: Path,
+    seed: int,
+    label: str,
+) -> pd.DataFrame:
+    """Train in place, resuming from the newest complete checkpoint in `checkpoints`.
+
+    Args:
+        model: LoRA-wrapped; its adapter and user model are trained.
+        train: `train.*` of `params.yaml`.
+        train_pairs, eval_pairs: encoded pairs.
+        checkpoints: directory of this very run (see `prlhf.training.checkpoints.run_key`).
+        seed: seed of data order and dropout.
+        label: shown with the progress.
+
+    Returns:
+        The training curves.
+    """
+    set_seed(seed)
+    # The Trainer warns about things that this subclass means (its optimiser, no label columns).
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    show = ShowProgress(label)
+    trainer = PDPOTrainer(
+        model,
+        objective=objective_of(train),
+        arguments=training_arguments(train, checkpoints, seed, model.device),
+        train_pairs=train_pairs,
+        eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
+        lora_lr=train.lora_lr,
+        user_lr=train.user_lr,
+        callbacks=[show, MarkComplete()],
+    )
+    resume = last_complete(checkpoints)
+    if resume is not None:
+        say(f"{label}: resuming from step {resume.name.rpartition('-')[2]}")
+    try:
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    except KeyboardInterrupt:
+        kept = last_complete(checkpoints)
+        if kept is not None:
+            step = kept.name.rpartition("-")[2]
+            say(f"{label}: step {step} is kept; the next run goes on from there")
+        raise
+    finally:
+        show.close()
+    return curves(trainer.state.log_history)
+
+
+def training_arguments(
+    train: TrainParams, output: Path, seed: int, device: torch.device
+) -> TrainingArguments:
+    """Hugging Face's arguments for `train.*`; one device batch is a micro-batch of pairs."""
+    return TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=train.micro_batch_size,
+        per_device_eval_batch_size=train.micro_batch_size,
+        gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps or -1,
+        learning_rate=train.lora_lr,
+        weight_decay=train.weight_decay,
+        warmup_steps=train.warmup_ratio,
+        lr_scheduler_type=train.schedule if train.warmup_ratio == 0 else _with_warmup(train),
+        max_grad_norm=train.max_grad_norm,
+        logging_steps=5,
+        logging_first_step=True,
+        eval_strategy="steps",
+        eval_steps=train.eval_every,
+        save_strategy="steps",
+        save_steps=train.checkpoint_every,
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device.type == "cpu",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_num_workers=0,
+        activation_checkpointing=train.gradient_checkpointing,
+    )
+
+
+def _with_warmup(train: TrainParams) -> str:
+    return "constant_with_warmup" if train.schedule == "constant" else train.schedule
+
+
+def sample(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+    """A fixed random sample of pairs, in their own order."""
+    if len(pairs) <= count:
+        return list(pairs)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(pairs), generator=generator)[:count].sort().values
+    return [pairs[int(i)] for i in chosen]
+
+
+def discard(checkpoints: Path) -> None:
+    """Remove the checkpoints of a run whose result is safe."""
+    shutil.rmtree(checkpoints, ignore_errors=True)

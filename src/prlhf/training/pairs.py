@@ -1,0 +1,121 @@
+"""Preference pairs as training examples, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from prlhf.models.base import Encoder
+from prlhf.models.packing import Packed, Row
+from prlhf.models.user_model import GENERIC
+from prlhf.training.reference import text_key
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference, encoded, with its reference log-probabilities (nats)."""
+
+    user_index: int
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    ref_chosen: float
+    ref_rejected: float
+    weight: float = 1.0
+
+    def row(self, user_index: int) -> Row:
+        """Both responses behind one prompt, under a user condition."""
+        return Row(user_index, self.prompt, [self.chosen, self.rejected])
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """P pairs under each of their conditions.
+
+    Attributes:
+        packed: rows of the pairs as their users (if computed), then as the generic user (if so);
+            each with the chosen response before the rejected one.
+        users: int64 [P], the pairs' users.
+        ref_chosen, ref_rejected, weight: float32 [P].
+        as_user, as_generic: which conditions the rows hold.
+    """
+
+    packed: Packed
+    users: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    weight: Tensor
+    as_user: bool
+    as_generic: bool
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> PairBatch:
+        """The same batch on `device`."""
+        return replace(
+            self,
+            packed=self.packed.to(device),
+            users=self.users.to(device, non_blocking=non_blocking),
+            ref_chosen=self.ref_chosen.to(device, non_blocking=non_blocking),
+            ref_rejected=self.ref_rejected.to(device, non_blocking=non_blocking),
+            weight=self.weight.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Turns pairs into a `PairBatch`.
+
+    Attributes:
+        pack: lays rows out for the model (`PersonalizedLM.pack`).
+        as_user, as_generic: the conditions to compute; a term of weight zero needs none.
+    """
+
+    pack: Callable[[Sequence[Row]], Packed]
+    as_user: bool
+    as_generic: bool
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        rows = [pair.row(pair.user_index) for pair in pairs] if self.as_user else []
+        rows += [pair.row(GENERIC) for pair in pairs] if self.as_generic else []
+        batch = PairBatch(
+            packed=self.pack(rows),
+            users=torch.tensor([pair.user_index for pair in pairs]),
+            ref_chosen=torch.tensor([pair.ref_chosen for pair in pairs]),
+            ref_rejected=torch.tensor([pair.ref_rejected for pair in pairs]),
+            weight=torch.tensor([pair.weight for pair in pairs]),
+            as_user=self.as_user,
+            as_generic=self.as_generic,
+        )
+        return {"batch": batch}
+
+
+def encode_pairs(table: pd.DataFrame, reference: dict[str, float], encoder: Encoder) -> list[Pair]:
+    """Rows of a prepared table as pairs.
+
+    Args:
+        table: columns user_index, prompt, chosen, rejected, weight.
+        reference: log pi_ref by `text_key(prompt, response)`, nats.
+        encoder: prompts and responses to tokens.
+    """
+    columns = ("user_index", "prompt", "chosen", "rejected", "weight")
+    return [
+        Pair(
+            user_index=int(user),
+            prompt=encoder.prompt(prompt),
+            chosen=encoder.response(chosen),
+            rejected=encoder.response(rejected),
+            ref_chosen=reference[text_key(prompt, chosen)],
+            ref_rejected=reference[text_key(prompt, rejected)],
+            weight=float(weight),
+        )
+        for user, prompt, chosen, rejected, weight in zip(
+            *(table[column].tolist() for column in columns), strict=True
+        )
+    ]

@@ -1,0 +1,395 @@
+"""The evaluate and report stages on synthetic runs: what they write, and what the report says."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from prlhf.errors import UserError
+from prlhf.evaluation import headline
+from prlhf.evaluation.labels import percent, percent_range, points
+from prlhf.evaluation.svg import Drawing, Scale, clip, ticks
+from prlhf.params import EvaluateParams
+from prlhf.stages import evaluate, report
+from synthetic_run import write_run
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = EvaluateParams(
+    bootstrap=200,
+    confidence=0.95,
+    judge="auto",
+    degenerate_repetition=0.3,
+    degenerate_nll=3.0,
+    sample_prompts=2,
+    sample_users=4,
+)
+HOSTILE = "<script>alert('x')</script> & \"quoted\" </style><img src=x onerror=alert(1)>"
+
+
+def make(root: Path, methods=("dpo", "pdpo"), **changes) -> str:
+    """Write a synthetic run under `root`, the working directory; evaluate it and report on it."""
+    write_run(root, methods=methods, **changes)
+    shutil.copy(ROOT / "params.yaml", root)
+    evaluate.run(seed=7, methods=dict.fromkeys(methods), evaluate=SETTINGS)
+    report.run()
+    return (root / "reports/report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and collects them and the visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "br"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def check_page(html: str) -> Page:
+    """A page that is well-formed, loads nothing, runs nothing and shows no broken figures."""
+    page = Page(html)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    for _, attributes in page.tags:
+        assert not {"src", "href", "srcset", "action"} & attributes.keys()
+        assert not any(name.startswith("on") for name in attributes)
+    assert "@import" not in html
+    assert "url(" not in html
+    assert set(re.findall(r"https?://[^\s\"<]+", html)) <= {"http://www.w3.org/2000/svg"}
+    for drawing in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
+        root = ElementTree.fromstring(drawing)
+        assert root.get("role") == "img"
+        assert root.get("aria-label")
+        for element in root.iter():
+            numbers = {
+                "x",
+                "y",
+                "x1",
+                "x2",
+                "y1",
+                "y2",
+                "cx",
+                "cy",
+                "width",
+                "height",
+                "d",
+                "points",
+            }
+            for name in numbers & element.attrib.keys():
+                assert not re.search("nan|inf", element.attrib[name])
+    assert not re.search(r"\bnan\b|\bNaN\b|\bNone\b|\bUndefined\b", page.words)
+    return page
+
+
+def test_evaluate_writes_what_it_says_and_the_report_reads_it(work):
+    page = check_page(make(work))
+    metrics = json.loads((work / "reports/metrics.json").read_text())
+    assert metrics["accuracy"]["dpo"]["groups"]["longer"] > 0.9
+    assert metrics["accuracy"]["dpo"]["groups"]["shorter"] < 0.1
+    assert metrics["accuracy"]["pdpo"]["groups"]["shorter"] > 0.8
+    assert metrics["win_rate"]["pdpo_vs_dpo"]["groups"]["shorter"]["win_rate"] > 0.9
+    assert metrics["length"]["pdpo"]["ratio"] < 0.4
+    assert metrics["judge_agreement"]["all"] == 1.0
+    for name in ("per_user", "plots/per_user_accuracy", "plots/lengths", "plots/embeddings"):
+        assert len(pd.read_csv(work / f"reports/{name}.csv")) > 5
+    for phrase in (
+        "The question:",
+        "How well each user is understood",
+        "What users get to read",
+        "Is it still good language?",
+        "What the model learned about its users",
+        "How training went",
+        "The data",
+        "How this was measured",
+        "P-DPO predicts",
+        "generic user",
+        "empty chosen",
+        "evaluate.degenerate_nll",
+        "Pretraining by reward found 2 kinds of user",
+    ):
+        assert phrase in page.words
+
+
+def test_same_inputs_same_bytes(work):
+    def digests():
+        return {
+            str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted((work / "reports").rglob("*"))
+            if path.is_file()
+        }
+
+    make(work)
+    first = digests()
+    make(work)
+    assert digests() == first
+    assert {"reports/metrics.json", "reports/report.html"} <= first.keys()
+
+
+def test_words_of_others_are_escaped(work):
+    html = make(work, answer=HOSTILE, sizes={HOSTILE: 3, "shorter": 2}, unseen={})
+    page = check_page(html)
+    assert "<script" not in html
+    assert "onerror=alert(1)>" not in html
+    assert "alert('x')" in page.words
+
+
+def test_hostile_prompt_and_user_text_reach_the_page_escaped(work):
+    make(work)
+    path = work / "reports/evaluation.json"
+    evaluation = json.loads(path.read_text())
+    sample = evaluation["samples"]["prompts"][0]
+    sample["messages"] = [{"role": HOSTILE, "content": HOSTILE}, {"role": "user", "content": "?"}]
+    sample["answers"][-1].update(user_id=HOSTILE, group=HOSTILE)
+    evaluation["notes"] = [HOSTILE]
+    path.write_text(json.dumps(evaluation))
+    report.run()
+    html = (work / "reports/report.html").read_text()
+    check_page(html)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sizes": {"a": 2}, "unseen": {}, "grouped": False, "task": None, "prompts": 2},
+        {"sizes": {"a": 1}, "unseen": {}, "prompts": 1, "pairs_per_user": 1, "task": None},
+        {"methods": ("pdpo",)},
+        {"methods": ("dpo",), "personalised": ()},
+        {"methods": ("dpo", "pdpo", "clusters"), "personalised": ("pdpo", "clusters")},
+        {"sizes": {f"group {i:02}": 2 for i in range(14)}, "unseen": {}, "task": None},
+        {
+            "sizes": dict.fromkeys(("simple", "expert", "concise", "thorough", "warm", "curt"), 1),
+            "unseen": {},
+            "task": "style",
+        },
+    ],
+    ids=[
+        "two-users-no-groups",
+        "one-user",
+        "no-baseline",
+        "no-personalised",
+        "three",
+        "many",
+        "style",
+    ],
+)
+def test_report_of_other_runs(work, changes):
+    page = check_page(make(work, **changes))
+    if changes.get("task", "length") is None:
+        assert "win rates are left out" in page.words
+
+
+def test_two_thousand_users_give_a_page_of_bounded_size(work):
+    html = make(work, sizes={"longer": 1400, "shorter": 600}, prompts=4, pairs_per_user=3)
+    check_page(html)
+    assert len(html) < 1_000_000
+
+
+def test_report_without_optional_files(work):
+    make(work)
+    for name in ("validation.json", "pretrain.json"):
+        (work / "reports" / name).unlink()
+    shutil.rmtree(work / "reports/curves")
+    (work / "params.yaml").unlink()
+    report.run()
+    page = check_page((work / "reports/report.html").read_text())
+    assert "The data" not in page.words
+    assert "How training went" not in page.words
+
+
+def test_missing_files_are_named(work):
+    write_run(work)
+    with pytest.raises(UserError, match=r"data/generated/other\.parquet: no such file"):
+        evaluate.run(seed=0, methods={"other": None}, evaluate=SETTINGS)
+    with pytest.raises(UserError, match=r"reports/metrics\.json: no such file"):
+        report.run()
+
+
+def test_oracle_required_but_not_known(work):
+    write_run(work, task=None)
+    settings = SETTINGS.model_copy(update={"judge": "oracle"})
+    with pytest.raises(UserError, match="no oracle"):
+        evaluate.run(seed=0, methods={"dpo": None, "pdpo": None}, evaluate=settings)
+
+
+def test_names_that_look_like_numbers_or_gaps_stay_text(work):
+    make(work, sizes={"007": 2, "NA": 2}, unseen={}, task=None)
+    users = report._read_csv(work / "reports/plots/per_user_accuracy.csv")
+    assert set(users["group"]) == {"007", "NA"}
+    assert "007-00" in (work / "reports/report.html").read_text()
+
+
+def test_hashes_are_those_of_stages_before_the_report(work):
+    make(work)
+    (work / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n"
+        "  ingest:\n    outs:\n    - path: data/ingested\n      md5: aaaa.dir\n      size: 2048\n"
+        "  validate:\n    outs:\n    - path: reports/data_docs\n      md5: bbbb.dir\n"
+        "  report:\n    outs:\n    - path: reports/report.html\n      md5: cccc\n"
+    )
+    report.run()
+    page = check_page((work / "reports/report.html").read_text())
+    assert "data/ingested ingest aaaa.dir 2.0 kB" in page.words
+    assert "bbbb" not in page.words
+    assert "cccc" not in page.words
+
+
+def test_parameters_are_shown_as_in_the_file(work):
+    page = check_page(make(work))
+    assert "seed 7" in page.words
+    assert "model.revision null" in page.words
+    assert "train.gradient_checkpointing false" in page.words
+
+
+# The headline
+
+
+def metrics_with(gain, ends, same=None, **accuracy):
+    known = {"macro": 0.7 + gain, "worst_user": 0.5} | accuracy
+    spread = {} if ends is None else {"low": ends[0], "high": ends[1]}
+    if same is not None:
+        spread["same_users"] = {"low": same[0], "high": same[1]}
+    return {
+        "accuracy": {"dpo": {"macro": 0.7, "worst_user": 0.4}, "pdpo": known},
+        "accuracy_gain": {"pdpo_vs_dpo": gain},
+        "interval": {"level": 0.95, "accuracy_gain": {"pdpo_vs_dpo": spread}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("gain", "ends", "same", "verdict"),
+    [
+        (0.2, (0.1, 0.3), (0.15, 0.25), "better"),
+        (0.2, (-0.1, 0.4), (0.15, 0.25), "better_here"),
+        (0.2, (-0.1, 0.4), (-0.05, 0.4), "unclear"),
+        (0.2, (0.0, 0.4), None, "unclear"),
+        (0.2, None, None, "unclear"),
+        (-0.2, (-0.3, -0.1), None, "worse"),
+        (-0.2, (-0.3, 0.1), (-0.25, -0.1), "worse_here"),
+        (0.0, (0.0, 0.0), None, "equal"),
+    ],
+)
+def test_verdict_follows_the_interval(gain, ends, same, verdict):
+    answer = headline.write(metrics_with(gain, ends, same), ["pdpo"], "dpo")
+    assert answer.verdict == verdict
+    assert answer.title == headline.TITLES[verdict]
+    first = answer.sentences[0]
+    if gain:
+        assert ("gain of 20 points" if gain > 0 else "loss of 20 points") in first
+    assert ("more users are needed" in first) == verdict.endswith("_here")
+
+
+def test_headline_without_baseline_or_personalised_method():
+    metrics = metrics_with(0.1, (0.05, 0.2))
+    assert headline.write(metrics, [], "dpo").verdict == "unknown"
+    del metrics["accuracy"]["dpo"], metrics["accuracy_gain"]
+    answer = headline.write(metrics, ["pdpo"], "dpo")
+    assert answer.verdict == "unknown"
+    assert answer.sentences[0] == "P-DPO predicts 80% of its users' held-out choices."
+
+
+def test_headline_is_about_the_first_method_not_the_luckiest():
+    metrics = metrics_with(0.1, (0.05, 0.2))
+    metrics["accuracy"]["lucky"] = {"macro": 1.0}
+    assert headline.main_method(metrics, ["pdpo", "lucky"]) == "pdpo"
+    assert headline.main_method(metrics, ["absent", "lucky"]) == "lucky"
+
+
+def test_groups_that_lose_are_named():
+    metrics = metrics_with(0.1, (0.05, 0.2), groups={"longer": 0.8, "shorter": 0.9})
+    metrics["accuracy"]["dpo"]["groups"] = {"longer": 1.0, "shorter": 0.1}
+    metrics["counts"] = {"groups": {"longer": 7, "shorter": 3}}
+    answer = headline.write(metrics, ["pdpo"], "dpo")
+    text = " ".join(answer.sentences)
+    assert "“shorter” users, from 10% to 90%" in text
+    assert "“longer” users fall from 100% to 80%" in text
+
+
+def test_warnings_of_bad_text_and_of_a_judge_that_users_disagree_with():
+    good = {"mean_nll": 1.6, "base_mean_nll": 1.0, "empty": 0.01, "degenerate": 0.03}
+    metrics = metrics_with(0.1, (0.05, 0.2)) | {
+        "fluency": {"pdpo": good | {"groups": {"shorter": copy.copy(good)}}},
+        "judge_agreement": {"all": 0.95},
+    }
+    assert headline.write(metrics, ["pdpo"], "dpo").warnings == []
+    metrics["fluency"]["pdpo"]["groups"]["shorter"].update(mean_nll=1.8, degenerate=0.1)
+    metrics["judge_agreement"]["all"] = 0.7
+    warnings = headline.write(metrics, ["pdpo"], "dpo").warnings
+    assert len(warnings) == 3
+    assert "“shorter” users" in warnings[0]
+    assert "0.80 nats per token above" in warnings[0]
+    assert "11% of its answers" in warnings[1]
+    assert "70% of the users'" in warnings[2]
+
+
+# Small things
+
+
+def test_percentages_are_not_rounded_to_certainty():
+    assert percent(1.0) == "100%"
+    assert percent(0.996) == "99.6%"
+    assert percent(0.0) == "0%"
+    assert percent(0.004) == "0.4%"
+    assert percent(0.125) == "12%"
+    assert percent_range((0.9, 1.0)) == "90\N{EN DASH}100%"
+    assert percent_range((1.0, 1.0)) == "100%"
+    assert points(-0.034) == "3.4"
+    assert points(0.24) == "24"
+
+
+def test_ticks_are_round_and_within():
+    assert ticks(0, 100, 5) == [0, 20, 40, 60, 80, 100]
+    assert ticks(0.37, 1.03, 4) == [0.4, 0.6, 0.8, 1.0]
+    assert ticks(-3, 3, 3) == [-2, 0, 2]
+    assert ticks(2, 2) == [2]
+
+
+def test_drawing_escapes_and_rounds():
+    drawing = Drawing(10, 10, 'a "title" <b>')
+    drawing.text(1.23456, 2, HOSTILE)
+    drawing.mark(0, 1 / 3, 2, 3, fill="var(--m0)", tip=HOSTILE)
+    drawing.mark(1, 5, 5, 3, fill="red", opacity=0.5)
+    svg = str(drawing.render())
+    assert "<script" not in svg
+    assert 'x="1.23"' in svg
+    ElementTree.fromstring(svg)
+    assert Scale(0, 0, 10, 20)(0) == 15
+    assert clip("one\ntwo  three", 8) == "one two\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,288 @@
+"""params.yaml: the committed file is good, and every fault in one is named with its line."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from prlhf import dag, params_docs
+from prlhf.errors import UserError, UserErrors
+from prlhf.params import Params, load
+from prlhf.params.describe import all_keys, expectation, keys_of
+from prlhf.params.loading import read_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def line(key: str) -> int:
+    """The line of the committed file that a key stands in."""
+    node, number = read_yaml(ROOT / "params.yaml"), 0
+    for step in key.split("."):
+        number = node.lc.key(step)[0] + 1
+        node = node[step]
+    return number
+
+
+def edited(**changes: str) -> str:
+    """The committed file with other text in the place of keys (`train__beta="beta: 1"`).
+
+    The change must not depend on the committed values, which are there to be tuned.
+    """
+    lines = COMMITTED.splitlines()
+    for key, new in changes.items():
+        position = line(key.replace("__", ".")) - 1
+        indent = lines[position][: -len(lines[position].lstrip())]
+        lines[position] = f"{indent}{new}"
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def faults(tmp_path, monkeypatch):
+    """The error lines of a params.yaml: of a text, or of the committed file with changes."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(text: str | None = None, **changes: str) -> list[str]:
+        Path("params.yaml").write_text(edited(**changes) if text is None else text)
+        with pytest.raises(UserError) as caught:
+            load()
+        return caught.value.lines()
+
+    return check
+
+
+def test_the_committed_file_is_good():
+    params = load(ROOT / "params.yaml")
+    assert params.methods["dpo"].kind == "uniform"
+    assert params.validate_.min_users >= 1
+    assert params.train.batch_size % params.train.micro_batch_size == 0
+
+
+def test_every_committed_key_has_a_comment_or_holds_others():
+    """The file is the first place where a user looks for a meaning."""
+    lines = COMMITTED.splitlines()
+    bare = [
+        text.strip()
+        for text in lines
+        if text
+        and not text.lstrip().startswith("#")
+        and "#" not in text
+        and text.split(":", 1)[1].strip()
+    ]
+    obvious = {"split: train", "dropout: 0.0"}
+    assert set(bare) <= obvious
+
+
+def test_values_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        load(ROOT / "params.yaml").train.alpha = 0.1
+
+
+def test_a_misspelt_key_is_one_fault_with_the_nearest_key(faults):
+    assert faults(train__alpha="alhpa: 0.5") == [
+        f"params.yaml:{line('train.alpha')}: train.alhpa: unknown key (did you mean train.alpha?)"
+    ]
+
+
+def test_a_key_in_the_wrong_section_is_sent_to_the_right_one(faults):
+    [problem] = faults(user_model__tokens="tokens: 4\n  beta: 0.5")
+    assert problem.endswith("user_model.beta: unknown key (did you mean train.beta?)")
+
+
+def test_a_key_like_no_other_lists_what_is_known(faults):
+    [problem] = faults(split="split:\n  zzz: 1")
+    assert problem.endswith("split.zzz: unknown key (known here: validation, test, unseen_users)")
+
+
+def test_every_fault_is_reported_in_the_order_of_the_file(faults):
+    problems = faults(
+        evaluate__judge="judge: oracel",
+        train__max_steps="max_steps: 1.5",
+        data__label_noise="label_noise: 0.5",
+        seed="seed: seven",
+    )
+    assert problems == [
+        f"params.yaml:{line('seed')}: seed: must be a whole number (from 0 to below "
+        '4294967296), not the text "seven"',
+        f"params.yaml:{line('data.label_noise')}: data.label_noise: must be a number (from 0 to "
+        "below 0.5), not 0.5",
+        f"params.yaml:{line('train.max_steps')}: train.max_steps: must be a whole number (at "
+        "least 1) or null, not 1.5",
+        f"params.yaml:{line('evaluate.judge')}: evaluate.judge: must be auto, oracle or none, not "
+        'the text "oracel"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("train.beta", "0", "must be a number (above 0), not 0"),
+        ("train.beta", ".nan", "must be a number (above 0), not nan"),
+        ("train.beta", ".inf", "must be a number (above 0), not inf"),
+        ("train.beta", "", "must be a number (above 0), not null"),
+        ("train.beta", "true", "must be a number (above 0), not true"),
+        ("train.beta", "'0.5'", 'must be a number (above 0), not the text "0.5"'),
+        ("train.beta", "[0.5]", "must be a number (above 0), not [0.5]"),
+        ("train.beta", "{a: 1}", "must be a number (above 0), not a mapping"),
+        ("train.alpha", "1.1", "must be a number (from 0 to 1), not 1.1"),
+        ("train.label_smoothing", "0.5", "must be a number (from 0 to below 0.5), not 0.5"),
+        ("train.batch_size", "4.0", "must be a whole number (at least 1), not 4.0"),
+        ("train.gradient_checkpointing", "0", "must be true or false, not 0"),
+        ("train.lora.targets", "[]", "must be a list of names (not empty), auto or all, not []"),
+        ("train.lora.targets", "[1]", "must be a list of names (not empty), auto or all, not [1]"),
+        ("user_model.clusters", "0", "must be a whole number (at least 1) or auto, not 0"),
+        (
+            "user_model.clusters",
+            "many",
+            "must be a whole number (at least 1) or auto, not the text",
+        ),
+        ("methods.dpo.kind", "cluser", "must be uniform, individual or cluster, not the text"),
+        ("methods.dpo", "3\n  x:", "must be a mapping, not 3"),
+        ("data.path", "''", 'must be text (not empty), not the text ""'),
+        ("model.revision", "2024-01-01", "must be text or null, not 2024-01-01"),
+    ],
+)
+def test_a_value_of_a_wrong_type_or_out_of_range(faults, key, value, problem):
+    [found] = faults(**{key.replace(".", "__"): f"{key.rpartition('.')[2]}: {value}"})
+    assert found.startswith(f"params.yaml:{line(key)}: {key}: {problem}")
+
+
+@pytest.mark.parametrize("name", ["base", "user_model", "../dpo", "a b", ""])
+def test_a_method_that_cannot_name_a_directory(faults, name):
+    [problem] = faults(methods__dpo=f"'{name}':")
+    assert f": methods.{name}: is no name for a method" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "problem"),
+    [
+        (
+            {
+                "train__batch_size": "batch_size: 4",
+                "train__micro_batch_size": "micro_batch_size: 3",
+            },
+            "train.micro_batch_size",
+            "must divide train.batch_size (4), not 3",
+        ),
+        (
+            {"split__validation": "validation: 0.5", "split__test": "test: 0.5"},
+            "split.test",
+            "leaves no prompt for training: validation + test must be < 1",
+        ),
+        (
+            {"data__source": "source: local", "data__path": "path: data/seed"},
+            "data.path",
+            "must name your file or directory when data.source is local",
+        ),
+        (
+            {"data__source": "source: hub"},
+            "data.hub.id",
+            "must name a data set (org/name) when data.source is hub",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other(faults, changes, key, problem):
+    assert faults(**changes) == [f"params.yaml:{line(key)}: {key}: {problem}"]
+
+
+def test_a_missing_key_is_named_at_its_section(faults):
+    [problem] = faults(train__beta="# nothing")
+    assert problem == (
+        f"params.yaml:{line('train')}: train.beta: missing key (docs/parameters.md lists the keys)"
+    )
+
+
+def test_every_key_is_required(faults):
+    """DVC sees the file only: a default in the code could change and re-run nothing."""
+    assert [field for field in walk(Params) if not field.is_required()] == []
+    problems = faults(text="seed: 7\n")
+    assert [problem.split(": ")[1] for problem in problems] == [
+        name for name in keys_of(Params) if name != "seed"
+    ]
+
+
+def walk(model):
+    for field in (keys_of(model) or {}).values():
+        yield field
+        yield from walk(field.annotation)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "params.yaml: is empty (docs/parameters.md lists the keys)"),
+        ("# nothing\n", "params.yaml: is empty (docs/parameters.md lists the keys)"),
+        ("- 1\n", "params.yaml: must hold keys and values, like `seed: 7`"),
+        ("seed: 7\nmodel: [a\n", "params.yaml:3: is not valid YAML: "),
+        ("seed: 7\n\tmodel: 1\n", "params.yaml:2: is not valid YAML: "),
+        ("seed: 7\nseed: 8\n", "params.yaml:2: is not valid YAML: found duplicate key"),
+        ("seed: 7\nmodel: *there\n", "params.yaml:2: is not valid YAML: found undefined alias"),
+    ],
+)
+def test_a_file_that_is_no_yaml_mapping(faults, text, problem):
+    problems = faults(text=text)
+    assert len(problems) == 1
+    assert problems[0].startswith(problem)
+
+
+def test_a_file_that_is_not_utf8(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"seed: 7\nmodel: caf\xe9\n")
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}:2: is not UTF-8 text"
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match="params.yaml: no such file"):
+        load(tmp_path / "params.yaml")
+
+
+def test_other_method_names_and_more_methods_are_fine(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(edited(methods__dpo="c-3_x:\n    kind: cluster\n  dpo:"))
+    assert list(load(path).methods) == ["c-3_x", "dpo", "pdpo"]
+
+
+@pytest.mark.parametrize("path", list(all_keys(Params)), ids=".".join)
+def test_every_key_says_what_it_is(path):
+    field, keys = None, keys_of(Params)
+    for step in path:
+        field = keys[step]
+        keys = keys_of(field.annotation)
+    assert keys is not None or field.description
+    assert expectation(field)
+
+
+def test_methods_must_agree_with_dvc_yaml(tmp_path):
+    params = load(ROOT / "params.yaml")
+    dag.check_methods(params, ROOT / "dvc.yaml")
+    path = tmp_path / "dvc.yaml"
+    path.write_text("vars:\n  - trained: [pdpo]\n    compared: [base, dpo, pdpo]\nstages: {}\n")
+    with pytest.raises(UserErrors) as caught:
+        dag.check_methods(params, path)
+    assert caught.value.lines() == [
+        f"{path}: vars.trained: is [pdpo], but the methods in params.yaml make it [dpo, pdpo] "
+        "(list the same methods in both files)"
+    ]
+
+
+def test_the_reference_is_current():
+    """`prlhf params docs` writes it."""
+    current = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    assert current == params_docs.render(ROOT / "params.yaml", ROOT / "dvc.yaml")
+
+
+def test_the_reference_has_every_key_its_default_and_its_readers():
+    text = params_docs.render(ROOT / "params.yaml", ROOT / "dvc.yaml")
+    for path in all_keys(Params):
+        if path[0] == "methods" or any(
+            other[: len(path)] == path != other for other in all_keys(Params)
+        ):
+            continue
+        assert f"| `{'.'.join(path)}` |" in text
+    assert "| `methods.dpo.kind` | `uniform` | uniform, individual or cluster |" in text
+    alpha = load(ROOT / "params.yaml").train.alpha
+    assert f"| `train.alpha` | `{alpha}` | a number | from 0 to 1 | Weight of the" in text
+    section = text.split("\n## train\n")[1].split("\n## ")[0]
+    assert "Read by: `train`." in section
