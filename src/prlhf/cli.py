@@ -277,6 +277,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `prlhf` command: exits with the command's status."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        # Bars that libraries draw by themselves would fill a log file.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
 

@@ -17,7 +17,10 @@ EXIT_TERMINATED = 143
 _FIXES = {
     errno.ENOSPC: "free some space, then run again",
     errno.EDQUOT: "free some space, then run again",
-    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "raise the limit, see `ulimit -f`",
+    errno.EROFS: "make it writable, or work elsewhere",
+    errno.EEXIST: "move it away",
+    errno.ENOTDIR: "move the file away that stands for a directory",
     errno.EACCES: "check its permissions",
     errno.EPERM: "check its permissions",
     errno.ENOENT: "`dvc repro` makes what is missing",

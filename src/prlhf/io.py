@@ -7,9 +7,11 @@ run never leaves half a file under a final name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -39,15 +41,37 @@ def atomic_path(path: str | Path, *, directory: bool = False) -> Iterator[Path]:
     token = f"{secrets.token_hex(4)}.partial"
     partial = final.with_name(f".{final.stem}.{token}{final.suffix}")
     try:
-        if directory:
-            partial.mkdir()
-        yield partial
-        _flush(partial)
+        with naming(final):
+            if directory:
+                partial.mkdir()
+            yield partial
+            _flush(partial)
         _replace(partial, final)
+    except OSError as error:
+        _remove(partial)
+        if isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(partial), str(final))
+        raise
     except BaseException:
         _remove(partial)
         raise
     _fsync(final.parent)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Make errors of a full or failing disk name the file: an `OSError` with `path`.
+
+    The system does not say which file a write was to, and libraries in C++ or Rust report its
+    errors in words of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _disk_errno(error, Path(path))
+        if number is None or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -144,6 +168,24 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_TORCH_ERROR = re.compile(r"iostream error|unexpected pos \d+|PytorchStreamWriter failed")
+
+
+def _disk_errno(error: Exception, path: Path) -> int | None:
+    """The system's number of a disk error, however it was reported; None for other errors."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in _DISK_ERRORS else None
+    if found := _RUST_ERROR.search(str(error)):
+        return int(found.group(1)) if int(found.group(1)) in _DISK_ERRORS else None
+    if isinstance(error, RuntimeError) and _TORCH_ERROR.search(str(error)):
+        # torch does not say why a write failed; next to no space left is nearly always it.
+        place = next(parent for parent in path.absolute().parents if parent.exists())
+        return errno.ENOSPC if shutil.disk_usage(place).free < 2**20 else errno.EIO
+    return None
+
+
 def _flush(path: Path) -> None:
     if path.is_dir():
         for entry in sorted(path.rglob("*")):
@@ -181,4 +223,6 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        # A read-only file system refuses even to remove what is not there.
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -89,10 +90,25 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token", where=path)
+    without_dropout(model)
     model.requires_grad_(False)
     model.eval()
     model.to(device)
     return BaseModel(model, tokenizer, path, read_source(path))
+
+
+def without_dropout(model: PreTrainedModel) -> None:
+    """Switch the base model's own dropout off for good.
+
+    Its training had a use for it; here it would make the policy differ from the reference at
+    random. The adapters have a dropout of their own (`train.lora.dropout`).
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def read_source(path: Path) -> dict[str, Any]:
@@ -155,11 +171,23 @@ class Encoder:
 def encode_messages(
     tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]]
 ) -> list[int]:
-    """A conversation through the model's chat template, or joined as plain text without one."""
+    """A conversation through the model's chat template, or joined as plain text without one.
+
+    Raises:
+        UserError: the template refuses the conversation (some know no system message).
+    """
     if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template(
-            conversation, tokenize=True, add_generation_prompt=True, return_dict=True
-        )["input_ids"]
+        try:
+            ids = tokenizer.apply_chat_template(
+                conversation, tokenize=True, add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in conversation)
+            raise UserError(
+                f"the model's chat template refuses a prompt with the roles {roles}: {error}",
+                where="model.name",
+                fix="choose another base model, or change the prompts",
+            ) from error
     else:
         text = "\n".join(message["content"] for message in conversation)
         ids = tokenizer(text)["input_ids"]

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from prlhf.errors import UserError
 
 CHUNK = 256
 
@@ -25,7 +28,7 @@ def token_logps(
     chunk: int = CHUNK,
     softcap: float | None = None,
 ) -> Tensor:
-    """log p(target) of each position, nats, float32 [M].
+    """log p(target) of each position, nats, [M], in float32 (float64 for float64 hidden states).
 
     Args:
         hidden: last hidden states that predict each target, [M, d].
@@ -48,7 +51,7 @@ def token_logps(
 
 
 def _chunk_logps(hidden: Tensor, head: nn.Module, targets: Tensor, softcap: float | None) -> Tensor:
-    logits = head(hidden).float()
+    logits = _wide(head(hidden))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return -F.cross_entropy(logits, targets, reduction="none")
@@ -66,11 +69,11 @@ class _FrozenHead(torch.autograd.Function):
         targets: Tensor,
         chunk: int,
     ) -> Tensor:
-        logps = hidden.new_empty(len(hidden), dtype=torch.float32)
+        logps = _wide(hidden.new_empty(len(hidden)))
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            logits = F.linear(hidden[part], weight, bias).float()
+            logits = _wide(F.linear(hidden[part], weight, bias))
             target = targets[part].unsqueeze(1)
             log_z = torch.logsumexp(logits, dim=1, keepdim=True)
             logps[part] = (logits.gather(1, target) - log_z).squeeze(1)
@@ -85,6 +88,45 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return grads[0].unsqueeze(1).to(slope.dtype) * slope, None, None, None, None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Make sure that `token_logps` turns hidden states into what the model itself would.
+
+    Raises:
+        UserError: the architecture does more than apply its output layer (it scales logits, say).
+    """
+    training = model.training
+    model.eval()
+    ids = torch.arange(3, 9, device=model.device) % model.get_input_embeddings().weight.shape[0]
+    hidden = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    got = token_logps(hidden, model.get_output_embeddings(), ids, softcap=softcap_of(model))
+    logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    model.train(training)
+    expected = torch.log_softmax(_wide(logits), dim=-1).gather(1, ids[:, None])[:, 0]
+    if not agree(got, expected, hidden.dtype):
+        raise UserError(
+            f"a {model.config.model_type} model computes its logits in a way not supported here",
+            where="model.name",
+            fix="choose another architecture",
+        )
+
+
+def softcap_of(model: PreTrainedModel) -> float | None:
+    """The bound that a model squashes its logits to, if any."""
+    softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return softcap
+
+
+def agree(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two ways of computing the same thing agree, as far as `dtype` can tell."""
+    bound = 0.1 if dtype in (torch.bfloat16, torch.float16) else 1e-3
+    return torch.allclose(one, other, atol=bound, rtol=bound)
 
 
 def sum_by_owner(values: Tensor, owners: Tensor, responses: int) -> Tensor:

@@ -49,6 +49,8 @@ def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[s
     present = linear_layers(model)
     where = "train.lora.targets"
     listing = f"this {model.config.model_type} model has {', '.join(present) or 'none'}"
+    if not present:
+        raise UserError(f"no layer can be adapted; {listing}", where=where)
     if targets == "all":
         return present
     if targets == "auto":
@@ -94,6 +96,9 @@ def add_lora(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
+    saved = cast(LoraConfig, wrapped.peft_config["default"])
     # PEFT takes the name from the loaded model, which would be a path of this machine.
-    wrapped.peft_config["default"].base_model_name_or_path = base_name
+    saved.base_model_name_or_path = base_name
+    # PEFT holds a set, and would write it in an order that differs from process to process.
+    saved.target_modules = sorted(saved.target_modules or ())
     return cast(PeftModel, wrapped)

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from prlhf.models.logps import agree
 
 PREFIX, PAD = 0, -1
+
+LAYER_KINDS = ("layer_types", "attention_layers")
+"""Where configurations say how each layer attends."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,24 @@ class Packed:
     def tree_mask(self) -> Tensor:
         """Who may attend to whom, bool [B, 1, L, L]."""
         return tree_mask(self.segments)
+
+
+def bounded(rows: Sequence[Row], most: int = 1024) -> list[Row]:
+    """The same work in the same order, in rows of at most `most` response tokens where possible.
+
+    Attention grows with the square of a row's length, most of it between responses that may not
+    see each other.
+    """
+    parts: list[Row] = []
+    for row in rows:
+        responses: list[Sequence[int]] = []
+        for response in row.responses:
+            if responses and sum(map(len, responses)) + len(response) > most:
+                parts.append(replace(row, responses=responses))
+                responses = []
+            responses.append(response)
+        parts.append(replace(row, responses=responses))
+    return parts
 
 
 def tree_mask(segments: Tensor) -> Tensor:
@@ -164,3 +188,59 @@ def batches_by_length(
         else:
             batches.append([i])
     return batches
+
+
+def attention_mask(batch: Packed, dtype: torch.dtype) -> Tensor:
+    """What the model needs: a padding mask, int64 [B, L], or a tree mask, `dtype` [B, 1, L, L].
+
+    The tree mask is additive, which both the `sdpa` and the `eager` attention understand.
+    """
+    if not batch.shared:
+        return (batch.segments != PAD).long()
+    visible = batch.tree_mask()
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+@torch.no_grad()
+def takes_tree_mask(model: PreTrainedModel, longest: int) -> bool:
+    """Whether packed rows give this model's own log-probabilities: tried once, on a tiny input.
+
+    Windowed attention would only show on longer inputs, and is excluded by the configuration.
+
+    Args:
+        model: a causal language model.
+        longest: positions of the longest prompt with one response; wider windows do not matter.
+    """
+    config = model.config.get_text_config()
+    kinds = {kind for key in LAYER_KINDS for kind in getattr(config, key, None) or ()}
+    if kinds - {"full_attention", "sliding_attention", "global"}:
+        return False
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < longest and kinds != {"full_attention"}:
+        return False
+    training = model.training
+    model.eval()
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = [i % vocabulary for i in range(3, 12)]
+    row = Row(0, ids[:3], [ids[3:6], ids[6:9]])
+    try:
+        together, apart = (
+            _probe(model, pack(rows, 0).to(model.device)) for rows in ([row], row.split())
+        )
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+    finally:
+        model.train(training)
+    return agree(together, apart, together.dtype)
+
+
+def _probe(model: PreTrainedModel, batch: Packed) -> Tensor:
+    embeds = model.get_input_embeddings()(batch.input_ids)
+    hidden = model.base_model(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask(batch, embeds.dtype),
+        position_ids=batch.positions,
+        use_cache=False,
+    ).last_hidden_state
+    return cast(Tensor, hidden.reshape(-1, hidden.shape[-1])[batch.predictors])

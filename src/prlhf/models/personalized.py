@@ -19,9 +19,17 @@ from prlhf.errors import UserError
 from prlhf.io import read_json, write_json
 from prlhf.models.base import BaseModel, Encoder, load_base
 from prlhf.models.generation import Completion, Sampling, complete
-from prlhf.models.logps import sum_by_owner, token_logps
-from prlhf.models.packing import PAD, Packed, Row, batches_by_length, pack
-from prlhf.models.user_model import GENERIC, UniformUserModel, UserModel, build
+from prlhf.models.logps import check_head, softcap_of, sum_by_owner, token_logps
+from prlhf.models.packing import (
+    Packed,
+    Row,
+    attention_mask,
+    batches_by_length,
+    bounded,
+    pack,
+    takes_tree_mask,
+)
+from prlhf.models.user_model import UniformUserModel, UserModel, build
 from prlhf.progress import Progress, say
 
 FORMAT = 1
@@ -73,7 +81,9 @@ class PersonalizedLM(nn.Module):
         self.base = base
         self.encoder = encoder
         self.about = about or {}
-        self.shares_prompts = takes_tree_mask(self.causal_lm)
+        check_head(self.causal_lm)
+        longest = self.user_model.tokens + encoder.max_prompt + encoder.max_response
+        self.shares_prompts = takes_tree_mask(self.causal_lm, longest)
         if not self.shares_prompts:
             say("this architecture takes no tree mask: prompts are computed once per response")
 
@@ -116,7 +126,7 @@ class PersonalizedLM(nn.Module):
             flat.index_select(0, batch.predictors),
             cast(nn.Module, model.get_output_embeddings()),
             batch.targets,
-            softcap=getattr(model.config, "final_logit_softcapping", None),
+            softcap=softcap_of(model),
         )
         responses = len(batch.tokens)
         pooled = None
@@ -145,6 +155,10 @@ class PersonalizedLM(nn.Module):
         )
         return cast(Tensor, output.last_hidden_state)
 
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Keep few activations and compute the others again in the backward pass."""
+        self.causal_lm.activation_checkpointing_enable(**options)
+
     @torch.no_grad()
     def score(
         self,
@@ -157,6 +171,7 @@ class PersonalizedLM(nn.Module):
     ) -> Scores:
         """`forward` over any number of rows, batched by length; results on the CPU, in order."""
         self.eval()
+        rows = bounded(rows)
         starts = [0]
         for row in rows:
             starts.append(starts[-1] + len(row.responses))
@@ -332,52 +347,3 @@ def read_card(directory: Path) -> dict[str, Any]:
     if card.get("format", FORMAT) > FORMAT:
         raise UserError("was written by a newer prlhf", where=directory / CARD, fix="upgrade prlhf")
     return card
-
-
-def attention_mask(batch: Packed, dtype: torch.dtype) -> Tensor:
-    """What the model needs: a padding mask, int64 [B, L], or a tree mask, `dtype` [B, 1, L, L].
-
-    The tree mask is additive, which both the `sdpa` and the `eager` attention understand.
-    """
-    if not batch.shared:
-        return (batch.segments != PAD).long()
-    visible = batch.tree_mask()
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)
-
-
-@torch.no_grad()
-def takes_tree_mask(model: PreTrainedModel) -> bool:
-    """Whether packed rows give this model's own log-probabilities: tried once, on a tiny input.
-
-    Windowed attention would only show on longer inputs, and is excluded by the configuration.
-    """
-    config = model.config.get_text_config()
-    if any("sliding" in kind for kind in getattr(config, "layer_types", None) or []):
-        return False
-    training = model.training
-    model.eval()
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = [i % vocabulary for i in range(3, 12)]
-    row = Row(GENERIC, ids[:3], [ids[3:6], ids[6:9]])
-    try:
-        together, apart = (
-            _probe(model, pack(rows, 0).to(model.device)) for rows in ([row], row.split())
-        )
-    except (TypeError, ValueError, RuntimeError, IndexError):
-        return False
-    finally:
-        model.train(training)
-    tolerance = 1e-3 if together.dtype == torch.float32 else 0.1
-    return torch.allclose(together, apart, atol=tolerance, rtol=tolerance)
-
-
-def _probe(model: PreTrainedModel, batch: Packed) -> Tensor:
-    embeds = model.get_input_embeddings()(batch.input_ids)
-    hidden = model.base_model(
-        inputs_embeds=embeds,
-        attention_mask=attention_mask(batch, embeds.dtype),
-        position_ids=batch.positions,
-        use_cache=False,
-    ).last_hidden_state
-    return cast(Tensor, hidden.reshape(-1, hidden.shape[-1])[batch.predictors])

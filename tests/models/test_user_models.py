@@ -1,0 +1,228 @@
+"""User models against their definitions, and what an optimiser step may touch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import naive
+from personal import USERS, random_user_model
+from prlhf.models.user_model import (
+    GENERIC,
+    ClusterUserModel,
+    IndividualUserModel,
+    UniformUserModel,
+    UserModel,
+    build,
+)
+from prlhf.training.optim import build_optimizer
+
+DIM = 5
+indices = st.lists(st.integers(0, len(USERS)), min_size=1, max_size=6)
+PERSONAL = ["individual", "cluster"]
+
+
+def step(model: UserModel, users: list[int], optimizer: torch.optim.Optimizer) -> None:
+    """One optimiser step on a loss that depends on every embedding of the batch."""
+    optimizer.zero_grad()
+    batch = torch.tensor(users)
+    (model(batch).pow(2).sum() + model.penalty(batch).sum()).backward()
+    optimizer.step()
+
+
+def optimizer_of(model: UserModel, lr: float = 0.1) -> torch.optim.Optimizer:
+    return build_optimizer(
+        lora=[],
+        user_dense=model.dense_parameters(),
+        user_tables=model.sparse_parameters(),
+        lora_lr=0.0,
+        user_lr=lr,
+        weight_decay=0.0,
+    )
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+@given(users=indices)
+def test_forward_is_the_definition(kind: str, users: list[int]) -> None:
+    model = naive.double(random_user_model(kind, DIM))
+    embedding = naive.embedding_of(model)
+    got = model(torch.tensor(users))
+    assert got.shape == (len(users), model.tokens, DIM)
+    torch.testing.assert_close(got, torch.stack([embedding(u) for u in users]))
+
+
+def test_uniform_users_have_no_tokens() -> None:
+    model = UniformUserModel(USERS, 4, DIM)
+    assert model(torch.tensor([0, 2])).shape == (2, 0, DIM)
+    assert model.tokens == 0
+    assert list(model.parameters()) == []
+
+
+def test_a_new_individual_model_knows_no_differences() -> None:
+    model = IndividualUserModel(USERS, 2, DIM)
+    with torch.no_grad():
+        model.shared.normal_()
+    got = model(torch.tensor([0, 1, 2, 3]))
+    assert (model.offsets.weight == 0).all()
+    assert torch.equal(got, model.shared.expand(4, -1, -1))
+
+
+def test_the_generic_user_of_an_individual_model_has_no_offset_whatever_the_table_holds() -> None:
+    model = random_user_model("individual", DIM)
+    with torch.no_grad():
+        model.offsets.weight[GENERIC] = 9.0
+    assert torch.equal(model(torch.tensor([GENERIC]))[0], model.shared)
+
+
+def test_the_generic_user_of_a_cluster_model_has_weights_of_its_own() -> None:
+    model = random_user_model("cluster", DIM)
+    with torch.no_grad():
+        model.weights.weight[GENERIC] = torch.tensor([9.0, 0.0, 0.0])
+        model.generic_weights.copy_(torch.tensor([0.0, 50.0, 0.0]))
+    torch.testing.assert_close(model(torch.tensor([GENERIC]))[0], model.centres[1])
+
+
+def test_one_cluster_is_the_same_for_all() -> None:
+    model = ClusterUserModel(USERS, 2, DIM, clusters=1)
+    with torch.no_grad():
+        model.centres.normal_()
+        model.weights.weight.normal_()
+    assert torch.equal(model(torch.tensor([0, 1, 3])), model.centres.expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+@given(users=indices)
+def test_gradient_reaches_the_batch_the_generic_user_and_shared_parts_only(
+    kind: str, users: list[int]
+) -> None:
+    model = random_user_model(kind, DIM)
+    (model(torch.tensor(users)) ** 2).sum().backward()
+    (table,) = model.sparse_parameters()
+    assert table.grad is not None
+    assert table.grad.is_sparse
+    slopes = table.grad.to_dense()
+    for user in range(len(USERS) + 1):
+        touched = bool(slopes[user].abs().sum() > 0)
+        assert touched == (user in users and user != GENERIC)
+    if kind == "individual":
+        assert model.shared.grad.abs().sum() > 0
+    else:
+        assert model.centres.grad.abs().sum() > 0
+        assert bool(model.generic_weights.grad.abs().sum() > 0) == (GENERIC in users)
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+@given(users=indices)
+def test_gradient_is_that_of_the_definition(kind: str, users: list[int]) -> None:
+    model = naive.double(random_user_model(kind, DIM))
+    twin = naive.double(model)
+    weights = torch.randn(
+        len(users), model.tokens, DIM, dtype=torch.float64, generator=torch.manual_seed(0)
+    )
+    (model(torch.tensor(users)) * weights).sum().backward()
+    embedding = naive.embedding_of(twin)
+    sum((embedding(u) * weights[i]).sum() for i, u in enumerate(users)).backward()
+    for (name, got), expected in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if expected.grad is None:
+            assert got.grad is None or not got.grad.to_dense().any(), name
+        else:
+            torch.testing.assert_close(got.grad.to_dense(), expected.grad)
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+def test_absent_users_do_not_drift_with_momentum(kind: str) -> None:
+    model = random_user_model(kind, DIM)
+    (table,) = model.sparse_parameters()
+    optimizer = optimizer_of(model)
+    before = table.detach().clone()
+    step(model, [1, GENERIC], optimizer)
+    assert not torch.equal(table[1], before[1])
+    after_one = table.detach().clone()
+    shared = [p.detach().clone() for p in model.dense_parameters()]
+    for _ in range(4):
+        step(model, [2, 2, GENERIC], optimizer)
+    assert torch.equal(table[1], after_one[1])
+    assert torch.equal(table[3], before[3])
+    assert not torch.equal(table[2], before[2])
+    assert torch.equal(table[GENERIC], torch.zeros_like(table[GENERIC]))
+    for now, then in zip(model.dense_parameters(), shared, strict=True):
+        assert not torch.equal(now, then)
+
+
+def test_row_wise_adam_is_adam_on_the_rows_it_meets() -> None:
+    """First step of Adam: lr * g / (|g| + eps), whatever the size of the gradient."""
+    model = random_user_model("individual", DIM)
+    (table,) = model.sparse_parameters()
+    before = table.detach().clone()
+    step(model, [2], optimizer_of(model, lr=0.1))
+    moved = (table.detach() - before)[2].abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-3, atol=0)
+
+
+def test_offset_penalty_is_the_mean_squared_offset() -> None:
+    model = IndividualUserModel(USERS, 2, DIM, offset_penalty=0.5)
+    with torch.no_grad():
+        model.offsets.weight[1] = 2.0
+        model.offsets.weight[2, 0] = 10.0
+    got = model.penalty(torch.tensor([1, 2, GENERIC, 3]))
+    # 0.5 * 2^2; 0.5 * 10^2 / 10; nothing for the generic user and for a user without offset
+    assert got.tolist() == [2.0, 5.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["uniform", *PERSONAL])
+def test_there_is_no_penalty_unless_asked_for(kind: str) -> None:
+    model = random_user_model(kind, DIM)
+    assert model.penalty(torch.tensor([0, 1, 2])).tolist() == [0, 0, 0]
+
+
+def test_generic_pull_moves_only_the_generic_weights() -> None:
+    model = ClusterUserModel(USERS, 2, DIM, clusters=2, generic_pull=0.25)
+    with torch.no_grad():
+        model.weights.weight[1] = torch.tensor([1.0, 3.0])
+        model.weights.weight[2] = torch.tensor([3.0, 5.0])
+    penalty = model.penalty(torch.tensor([1, 2, GENERIC]))
+    assert penalty.tolist() == [0.25 * 10, 0.25 * 34, 0.0]
+    penalty[:2].mean().backward()
+    # 2 * 0.25 * (w_0 - mean of [1, 3] and [3, 5]) = 0.5 * -[2, 4]
+    assert model.generic_weights.grad.tolist() == [-1.0, -2.0]
+    assert model.weights.weight.grad is None
+    assert model.centres.grad is None
+
+
+def test_generic_pull_finds_the_population_mean() -> None:
+    model = ClusterUserModel(USERS, 2, DIM, clusters=2, generic_pull=1.0)
+    with torch.no_grad():
+        model.weights.weight[1:] = torch.tensor([[1.0, 0.0], [2.0, 0.0], [6.0, -3.0]])
+    optimizer = torch.optim.SGD([model.generic_weights], lr=0.1)
+    for _ in range(50):
+        optimizer.zero_grad()
+        model.penalty(torch.tensor([1, 2, 3])).mean().backward()
+        optimizer.step()
+    mean = torch.tensor([3.0, -1.0])
+    torch.testing.assert_close(model.generic_weights.data, mean, rtol=1e-3, atol=0)
+
+
+def test_users_go_by_the_callers_ids() -> None:
+    model = random_user_model("individual", DIM)
+    assert [model.index(u) for u in ("ann", "cyd", "zoe", None, "")] == [1, 3, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["uniform", *PERSONAL])
+def test_the_configuration_builds_the_same_model(kind: str) -> None:
+    model = random_user_model(kind, DIM)
+    twin = build(model.users, model.config())
+    assert twin.config() == model.config()
+    assert all((p == 0).all() for p in twin.parameters())
+    twin.load_state_dict(model.state_dict())
+    users = torch.tensor([0, 1, 2, 3])
+    assert torch.equal(twin(users), model(users))
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+def test_tables_and_shared_parts_make_up_the_whole(kind: str) -> None:
+    model = random_user_model(kind, DIM)
+    parts = [*model.sparse_parameters(), *model.dense_parameters()]
+    assert {id(p) for p in parts} == {id(p) for p in model.parameters()}
+    assert len(parts) == len(set(map(id, parts)))

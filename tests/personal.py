@@ -1,0 +1,59 @@
+"""A tiny personalised model whose every part does something."""
+
+from __future__ import annotations
+
+import torch
+
+from prlhf.models.base import BaseModel, Encoder
+from prlhf.models.lora import add_lora
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.user_model import UserModel, build
+
+USERS = ["ann", "bob", "cyd"]
+TOKENS = 2
+
+torch.set_num_threads(1)  # more only cost time at this size
+
+
+def random_user_model(kind: str, dim: int, *, scale: float = 0.5, seed: int = 0) -> UserModel:
+    """Three users whose embeddings all differ; the tables keep their row 0 at zero."""
+    options = {"clusters": 3} if kind == "cluster" else {}
+    model = build(USERS, {"kind": kind, "tokens": TOKENS, "dim": dim, **options})
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+        for table in model.sparse_parameters():
+            table[0] = 0
+    return model
+
+
+def randomise_adapter(lm: PersonalizedLM, seed: int = 0) -> None:
+    """Fresh adapters are the identity: give B a value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in lm.lm.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def personalise(
+    base: BaseModel, kind: str = "individual", *, lora: bool = True, dropout: float = 0.0
+) -> PersonalizedLM:
+    """`base` behind a random user model and, on request, a random LoRA adapter, in eval mode."""
+    model = base.model
+    if lora:
+        model = add_lora(
+            base.model,
+            rank=2,
+            alpha=4,
+            dropout=dropout,
+            targets="auto",
+            base_name="tiny",
+            seed=1,
+        )
+    encoder = Encoder(base.tokenizer, max_prompt=64, max_response=32)
+    lm = PersonalizedLM(base, model, random_user_model(kind, base.hidden_size), encoder)
+    if lora:
+        randomise_adapter(lm)
+    return lm.eval()

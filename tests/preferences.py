@@ -1,0 +1,61 @@
+"""A few encoded preferences and the settings to train on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prlhf.params.training import LoraParams, TrainParams
+from prlhf.training.pairs import Pair
+
+
+def some_pairs(count: int = 8, *, users: int = 3, weights: bool = False, seed: int = 0) -> list[Pair]:
+    """Random pairs of ragged lengths, users in turn."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text(least: int, most: int) -> list[int]:
+        length = int(torch.randint(least, most + 1, (1,), generator=generator))
+        return torch.randint(2, 258, (length,), generator=generator).tolist()
+
+    def logp(tokens: list[int]) -> float:
+        # What a random model gives: about log(258) = 5.5 nats a token.
+        noise = float(torch.randn(1, generator=generator))
+        return -5.5 * len(tokens) + noise
+
+    pairs = []
+    for i in range(count):
+        prompt, chosen, rejected = text(1, 6), text(1, 6), text(1, 6)
+        weight = 0.5 + (i % 3) if weights else 1.0
+        pairs.append(
+            Pair(1 + i % users, prompt, chosen, rejected, logp(chosen), logp(rejected), weight)
+        )
+    return pairs
+
+
+def train_params(**changes: Any) -> TrainParams:
+    """A small `train` section."""
+    section: dict[str, Any] = {
+        "alpha": 0.5,
+        "beta": 0.3,
+        "loss": "sigmoid",
+        "label_smoothing": 0.0,
+        "nll": 0.0,
+        "chosen_penalty": 0.0,
+        "lora": LoraParams(r=2, alpha=4.0, dropout=0.0, targets="auto"),
+        "lora_lr": 1e-3,
+        "user_lr": 1e-2,
+        "weight_decay": 0.01,
+        "epochs": 1.0,
+        "max_steps": None,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "warmup_ratio": 0.0,
+        "schedule": "linear",
+        "max_grad_norm": 1.0,
+        "eval_every": 100,
+        "eval_pairs": 4,
+        "checkpoint_every": 100,
+        "gradient_checkpointing": False,
+    }
+    return TrainParams(**(section | changes))

@@ -1,0 +1,232 @@
+"""The trained loss and its gradient against P-DPO written out: duplicated sequences, float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import naive
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from personal import personalise
+from preferences import some_pairs
+from torch import Tensor
+
+from prlhf.models.base import BaseModel
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.training.pairs import Pair, PairCollator
+from prlhf.training.trainer import Objective, conditions, pair_losses
+
+PAIRS = some_pairs(5, weights=True)
+
+
+def naive_loss(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> Tensor:
+    """The weighted mean of the objective over pairs: four sequences a pair, one at a time."""
+    embedding = naive.embedding_of(lm.user_model)
+    total = torch.zeros((), dtype=torch.float64)
+    for pair in pairs:
+        terms = []
+        for user in (pair.user_index, 0):
+            chosen, rejected = (
+                naive.response_logp(lm.lm, embedding(user), pair.prompt, response)
+                for response in (pair.chosen, pair.rejected)
+            )
+            h = (chosen - pair.ref_chosen) - (rejected - pair.ref_rejected)
+            z, s = objective.beta * h, objective.label_smoothing
+            clean, flipped = torch.log1p(torch.exp(-z)), torch.log1p(torch.exp(z))
+            preference = {
+                "sigmoid": (1 - s) * clean + s * flipped,
+                "robust": ((1 - s) * clean - s * flipped) / (1 - 2 * s),
+                "hinge": torch.clamp(1 - z, min=0),
+                "ipo": (h - 0.5 / objective.beta) ** 2,
+            }[objective.loss]
+            tokens = len(pair.chosen)
+            nll = -chosen / tokens
+            fell = torch.clamp(pair.ref_chosen - chosen, min=0) / tokens
+            terms.append(preference + objective.nll * nll + objective.chosen_penalty * fell)
+        loss = objective.alpha * terms[0] + (1 - objective.alpha) * terms[1]
+        if objective.alpha > 0:
+            loss = loss + penalty(lm, pair.user_index)
+        total = total + pair.weight * loss
+    return total / sum(pair.weight for pair in pairs)
+
+
+def penalty(lm: PersonalizedLM, user: int) -> Tensor | float:
+    users = lm.user_model
+    if users.kind == "individual":
+        return users.offset_penalty * users.offsets.weight[user].pow(2).mean()
+    if users.kind == "cluster":
+        gap = users.generic_weights - users.weights.weight[user].detach()
+        return users.generic_pull * gap.pow(2).sum()
+    return 0.0
+
+
+def our_loss(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> Tensor:
+    batch = PairCollator(lm.pack, *conditions(lm, objective.alpha))(pairs)["batch"]
+    batch = replace(
+        batch, **{n: getattr(batch, n).double() for n in ("ref_chosen", "ref_rejected", "weight")}
+    )
+    losses = pair_losses(lm, batch, objective).loss
+    assert losses.shape == (len(pairs),)
+    return (batch.weight * losses).sum() / batch.weight.sum()
+
+
+def slopes(lm: PersonalizedLM, loss: Tensor) -> dict[str, Tensor]:
+    named = {name: p for name, p in lm.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if slope is None else slope.to_dense()
+        for (name, p), slope in zip(named.items(), found, strict=True)
+    }
+
+
+def exact(base: BaseModel, kind: str) -> PersonalizedLM:
+    lm = naive.double(personalise(base, kind))
+    if kind == "individual":
+        lm.user_model.offset_penalty = 0.3
+    if kind == "cluster":
+        lm.user_model.generic_pull = 0.2
+    return lm
+
+
+def check(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> None:
+    ours, expected = our_loss(lm, pairs, objective), naive_loss(lm, pairs, objective)
+    # Reference log-probabilities pass through float32.
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    found, wanted = slopes(lm, ours), slopes(lm, expected)
+    assert found
+    for name in found:
+        torch.testing.assert_close(
+            found[name],
+            wanted[name],
+            rtol=1e-5,
+            atol=1e-8,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("kind", ["uniform", "individual", "cluster"])
+def test_loss_and_gradient_of_a_batch(tiny_base: BaseModel, kind: str, shares: bool) -> None:
+    lm = exact(tiny_base, kind)
+    lm.shares_prompts = shares
+    check(lm, PAIRS, Objective(alpha=0.3, beta=0.5, nll=0.7, chosen_penalty=0.4))
+
+
+@pytest.mark.parametrize("loss", naive.LOSSES)
+def test_every_member_of_the_family(tiny_base: BaseModel, loss: str) -> None:
+    lm = exact(tiny_base, "individual")
+    check(lm, PAIRS[:2], Objective(alpha=0.6, beta=0.2, loss=loss, label_smoothing=0.1))
+
+
+@settings(max_examples=6, phases=[Phase.generate])
+@given(
+    kind=st.sampled_from(["individual", "cluster"]),
+    alpha=st.sampled_from([0.0, 0.25, 1.0]),
+    beta=st.floats(0.05, 1.0),
+    nll=st.sampled_from([0.0, 1.0]),
+    count=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_any_batch(
+    tiny_path, kind: str, alpha: float, beta: float, nll: float, count: int, seed: int
+) -> None:
+    from prlhf.models.base import load_base
+
+    lm = exact(load_base(tiny_path, "float32"), kind)
+    pairs = some_pairs(count, weights=True, seed=seed)
+    check(lm, pairs, Objective(alpha=alpha, beta=beta, nll=nll))
+
+
+def test_both_conditions_of_every_pair_are_in_every_batch(tiny_base: BaseModel) -> None:
+    lm = personalise(tiny_base)
+    batch = PairCollator(lm.pack, *conditions(lm, 0.5))(PAIRS)["batch"]
+    users = [pair.user_index for pair in PAIRS]
+    assert batch.packed.user_index.tolist() == [*users, *[0] * len(PAIRS)]
+    assert len(batch) == len(PAIRS)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, "generic"), (1.0, "user")])
+def test_a_condition_without_weight_is_not_computed(
+    tiny_base: BaseModel, alpha: float, expected: str
+) -> None:
+    lm = personalise(tiny_base)
+    batch = PairCollator(lm.pack, *conditions(lm, alpha))(PAIRS)["batch"]
+    assert len(batch.packed.input_ids) == len(PAIRS)
+    result = pair_losses(lm, batch, Objective(alpha=alpha, beta=0.3))
+    assert {name for name in result.metrics if name.startswith("accuracy")} == {
+        f"accuracy_{expected}"
+    }
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_without_user_tokens_one_condition_stands_for_both(
+    tiny_base: BaseModel, alpha: float
+) -> None:
+    """The uniform user model is DPO, whatever alpha."""
+    lm = personalise(tiny_base, "uniform")
+    assert conditions(lm, alpha) == (False, True)
+    batch = PairCollator(lm.pack, *conditions(lm, alpha))(PAIRS)["batch"]
+    assert len(batch.packed.input_ids) == len(PAIRS)
+    losses = pair_losses(lm, batch, Objective(alpha=alpha, beta=0.3)).loss
+    scores = lm.score([pair.row(0) for pair in PAIRS], label="test").logps.view(-1, 2)
+    for i, pair in enumerate(PAIRS):
+        h = (scores[i, 0] - pair.ref_chosen) - (scores[i, 1] - pair.ref_rejected)
+        expected = naive.preference_loss("sigmoid", float(h), 0.3, 0.0)
+        assert float(losses[i]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_alpha_of_zero_leaves_the_users_alone(tiny_base: BaseModel) -> None:
+    lm = exact(tiny_base, "individual")
+    found = slopes(lm, our_loss(lm, PAIRS, Objective(alpha=0.0, beta=0.5, nll=1.0)))
+    assert not found["user_model.offsets.weight"].any()
+    assert found["user_model.shared"].any()
+    assert any(slope.any() for name, slope in found.items() if "lora" in name)
+
+
+def test_alpha_of_one_leaves_the_generic_user_alone(tiny_base: BaseModel) -> None:
+    lm = exact(tiny_base, "cluster")
+    lm.user_model.generic_pull = 0.0
+    found = slopes(lm, our_loss(lm, PAIRS, Objective(alpha=1.0, beta=0.5, nll=1.0)))
+    assert not found["user_model.generic_weights"].any()
+    assert found["user_model.weights.weight"][1:].any()
+    assert found["user_model.centres"].any()
+
+
+def test_only_the_users_of_the_batch_have_a_gradient(tiny_base: BaseModel) -> None:
+    lm = exact(tiny_base, "individual")
+    pairs = [replace(pair, user_index=2) for pair in PAIRS]
+    found = slopes(lm, our_loss(lm, pairs, Objective(alpha=0.5, beta=0.5)))
+    rows = found["user_model.offsets.weight"].abs().sum(1) > 0
+    assert rows.tolist() == [False, False, True, False]
+
+
+def test_metrics(tiny_base: BaseModel) -> None:
+    lm = exact(tiny_base, "individual")
+    objective = Objective(alpha=0.25, beta=0.5, nll=1.0)
+    batch = PairCollator(lm.pack, True, True)(PAIRS)["batch"]
+    metrics = pair_losses(lm, batch, objective).metrics
+    embedding = naive.embedding_of(lm.user_model)
+    for i, pair in enumerate(PAIRS):
+        chosen = {}
+        for name, user in (("user", pair.user_index), ("generic", 0)):
+            logps = [
+                float(naive.response_logp(lm.lm, embedding(user), pair.prompt, response))
+                for response in (pair.chosen, pair.rejected)
+            ]
+            h = (logps[0] - pair.ref_chosen) - (logps[1] - pair.ref_rejected)
+            assert float(metrics[f"margin_{name}"][i]) == pytest.approx(h, abs=1e-4)
+            assert float(metrics[f"accuracy_{name}"][i]) == float(h > 0)
+            chosen[name] = -logps[0] / len(pair.chosen)
+        nll = 0.25 * chosen["user"] + 0.75 * chosen["generic"]
+        assert float(metrics["nll"][i]) == pytest.approx(nll, rel=1e-6)
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_a_tie_counts_half(tiny_base: BaseModel) -> None:
+    lm = personalise(tiny_base)
+    pair = replace(PAIRS[0], rejected=PAIRS[0].chosen, ref_rejected=PAIRS[0].ref_chosen)
+    lm.shares_prompts = False  # so that both are computed alike to the last bit
+    batch = PairCollator(lm.pack, True, True)([pair])["batch"]
+    assert pair_losses(lm, batch, Objective(0.5, 0.3)).metrics["accuracy_user"].tolist() == [0.5]
