@@ -19,11 +19,15 @@ settings.load_profile("steady")
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny base model; read only."""
+    from personal import enliven
     from prlhf.models.base import quiet_transformers
-    from tiny import write_tiny_model
+    from tiny import tiny_llama, tiny_tokenizer
 
     quiet_transformers()
-    return write_tiny_model(tmp_path_factory.mktemp("base") / "tiny")
+    path = tmp_path_factory.mktemp("base") / "tiny"
+    enliven(tiny_llama()).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedModel
 
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.lora import add_lora
@@ -13,6 +14,15 @@ USERS = ["ann", "bob", "cyd"]
 TOKENS = 2
 
 torch.set_num_threads(1)  # more only cost time at this size
+
+
+def enliven(model: PreTrainedModel, factor: float = 6.0) -> PreTrainedModel:
+    """Make every layer matter: as initialised, each position mostly repeats its own token."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and not any(part in name for part in ("embed", "wte", "wpe")):
+                weight.mul_(factor)
+    return model
 
 
 def random_user_model(kind: str, dim: int, *, scale: float = 0.5, seed: int = 0) -> UserModel:

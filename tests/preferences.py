@@ -10,7 +10,9 @@ from prlhf.params.training import LoraParams, TrainParams
 from prlhf.training.pairs import Pair
 
 
-def some_pairs(count: int = 8, *, users: int = 3, weights: bool = False, seed: int = 0) -> list[Pair]:
+def some_pairs(
+    count: int = 8, *, users: int = 3, weights: bool = False, seed: int = 0
+) -> list[Pair]:
     """Random pairs of ragged lengths, users in turn."""
     generator = torch.Generator().manual_seed(seed)
 

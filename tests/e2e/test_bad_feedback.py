@@ -77,7 +77,7 @@ def missing(path: Path) -> None:
             "feedback.jsonl: no such file or directory (set data.path)",
         ),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
+    ids=["malformed", "column", "type", "empty", "not utf-8", "not gzip", "missing"],
 )
 def test_an_unreadable_source_stops_the_ingestion(own_data: Project, damage, name, line):
     earlier = own_data.digests("data")

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 import naive
-from personal import personalise
+from personal import enliven, personalise
 from prlhf.models.base import BaseModel, load_base, without_dropout
 from prlhf.models.generation import Sampling, complete
 from prlhf.models.packing import Row, takes_tree_mask
@@ -97,15 +97,11 @@ ROWS = [
 def architecture(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[BaseModel, bool]:
-    """A base model as the pipeline loads it, weights large enough for every layer to matter."""
+    """A base model as the pipeline loads it."""
     make, shares = MODELS[request.param]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = make()
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if weight.ndim == 2 and "embed" not in name and "wte" not in name:
-                    weight.mul_(5)
+        model = enliven(make())
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     monkeypatch.setenv("PRLHF_DEVICE", "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import pytest
@@ -65,6 +66,10 @@ def naive_logps(lm: PersonalizedLM, rows: list[Row]) -> Tensor:
             for response in row.responses
         ]
     )
+
+
+def named(name: str) -> Callable[[str], str]:
+    return lambda text: f"{name}: {text}"
 
 
 def gradients(lm: PersonalizedLM, logps: Tensor) -> dict[str, Tensor]:

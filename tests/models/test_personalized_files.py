@@ -116,7 +116,7 @@ def test_a_sibling_that_is_renamed_finds_its_base(tree: Path) -> None:
 def test_plain_peft_loads_the_adapter(tree: Path) -> None:
     lm, directory = saved()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         plain = PeftModel.from_pretrained(
             AutoModelForCausalLM.from_pretrained("models/base"), str(directory)
         )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import naive
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from personal import personalise
-from preferences import some_pairs
 from torch import Tensor
 
+import naive
+from personal import personalise
+from preferences import some_pairs
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.pairs import Pair, PairCollator

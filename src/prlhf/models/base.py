@@ -120,6 +120,7 @@ def read_source(path: Path) -> dict[str, Any]:
 def quiet_transformers() -> None:
     """Silence load banners, bars and warnings meant for library authors."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    warnings.filterwarnings("ignore", message=r"Passing `\w+` with `inputs_embeds`")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

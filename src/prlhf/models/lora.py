@@ -91,6 +91,7 @@ def add_lora(
         lora_alpha=cast(int, alpha),
         lora_dropout=dropout,
         target_modules=find_targets(model, targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
