@@ -37,14 +37,14 @@ lint: setup-dev ## everything that `make test` checks without running the code
 	$(BIN)/mypy
 	$(BIN)/prlhf params docs --check
 	$(BIN)/python tools/sync_dvc_deps.py --check
-	$(BIN)/python tools/lock.py --check
+	$(BIN)/python tools/pin_versions.py --check
 
 format: setup-dev ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 lock: setup-dev ## pin the versions that are installed in .venv
-	$(BIN)/python tools/lock.py
+	$(BIN)/python tools/pin_versions.py
 
 clean: ## remove .venv and tools' caches; results, checkpoints and DVC's cache stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

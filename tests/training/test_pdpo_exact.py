@@ -92,16 +92,15 @@ def exact(base: BaseModel, kind: str) -> PersonalizedLM:
 
 def check(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> None:
     ours, expected = our_loss(lm, pairs, objective), naive_loss(lm, pairs, objective)
-    # Reference log-probabilities pass through float32.
-    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
     found, wanted = slopes(lm, ours), slopes(lm, expected)
     assert found
     for name in found:
         torch.testing.assert_close(
             found[name],
             wanted[name],
-            rtol=1e-5,
-            atol=1e-8,
+            rtol=1e-8,
+            atol=1e-10,
             msg=lambda text, name=name: f"{name}: {text}",
         )
 
@@ -174,7 +173,7 @@ def test_without_user_tokens_one_condition_stands_for_both(
     for i, pair in enumerate(PAIRS):
         h = (scores[i, 0] - pair.ref_chosen) - (scores[i, 1] - pair.ref_rejected)
         expected = naive.preference_loss("sigmoid", float(h), 0.3, 0.0)
-        assert float(losses[i]) == pytest.approx(expected, rel=1e-4)
+        assert losses[i].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_alpha_of_zero_leaves_the_users_alone(tiny_base: BaseModel) -> None:

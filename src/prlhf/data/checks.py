@@ -119,8 +119,8 @@ def usable_user_checks(rules: ValidateParams) -> list[Check]:
         Check(
             "enough_users",
             gxe.ExpectTableRowCountToBeBetween(min_value=rules.min_users),
-            message=f"{{observed}} users have {rules.min_pairs_per_user} usable pairs "
-            f"(validate.min_pairs_per_user), validate.min_users is {rules.min_users}",
+            message=f"users with at least {rules.min_pairs_per_user} usable pairs "
+            f"(validate.min_pairs_per_user): {{observed}}; validate.min_users is {rules.min_users}",
         )
     ]
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -232,13 +231,10 @@ class PDPOTrainer(Trainer):
         return metrics
 
     def _eval_batches(self, pairs: Sequence[Pair]) -> Iterator[PairBatch]:
-        loader: DataLoader[Any] = DataLoader(
-            cast(Any, pairs),
-            batch_size=self.args.per_device_eval_batch_size,
-            collate_fn=self.data_collator,
-        )
-        for inputs in loader:
-            yield inputs["batch"]
+        # Not through a DataLoader, which would draw from the random state that dropout uses.
+        size = self.args.per_device_eval_batch_size
+        for start in range(0, len(pairs), size):
+            yield self.data_collator(pairs[start : start + size])["batch"]
 
     # -- optimiser -------------------------------------------------------------------------------
 

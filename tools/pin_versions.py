@@ -1,7 +1,7 @@
 """Write constraints.txt: the exact version of everything that prlhf and its tests pull in.
 
-    python tools/lock.py          pin what is installed in this environment
-    python tools/lock.py --check  only say where pyproject.toml and constraints.txt disagree
+    python tools/pin_versions.py          pin what is installed in this environment
+    python tools/pin_versions.py --check  only say where pyproject.toml and constraints.txt disagree
 
 The pins are those of the running environment, limited to what pyproject.toml needs, directly or
 not: other packages that happen to be installed are left out. To move to newer versions, install
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = ROOT / "pyproject.toml"
 CONSTRAINTS = ROOT / "constraints.txt"
 HEADER = """\
-# Written by tools/lock.py: edit pyproject.toml instead.
+# Written by tools/pin_versions.py: edit pyproject.toml instead.
 # `pip install -c constraints.txt -e '.[dev]'` installs these versions and no others.
 """
 
