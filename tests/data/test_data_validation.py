@@ -154,7 +154,7 @@ def test_too_many_faulty_rows_stop(validated, pairs):
 
 def test_too_few_users_stop(validated, pairs):
     outcome = validated(pairs(users=3), min_users=4)
-    assert "3 users have 2 usable pairs" in str(outcome.error)
+    assert "at least 2 usable pairs (validate.min_pairs_per_user): 3;" in str(outcome.error)
     assert "validate.min_users is 4" in str(outcome.error)
     one = validated([BASE])
     assert one.error is not None
