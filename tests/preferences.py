@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ def some_pairs(
             Pair(1 + i % users, prompt, chosen, rejected, logp(chosen), logp(rejected), weight)
         )
     return pairs
+
+
+def mirrored(pair: Pair, user_index: int) -> Pair:
+    """The opposite verdict of another user."""
+    return replace(
+        pair,
+        user_index=user_index,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        ref_chosen=pair.ref_rejected,
+        ref_rejected=pair.ref_chosen,
+    )
 
 
 def train_params(**changes: Any) -> TrainParams:

@@ -211,7 +211,7 @@ def test_metrics(tiny_base: BaseModel) -> None:
         chosen = {}
         for name, user in (("user", pair.user_index), ("generic", 0)):
             logps = [
-                float(naive.response_logp(lm.lm, embedding(user), pair.prompt, response))
+                naive.response_logp(lm.lm, embedding(user), pair.prompt, response).item()
                 for response in (pair.chosen, pair.rejected)
             ]
             h = (logps[0] - pair.ref_chosen) - (logps[1] - pair.ref_rejected)

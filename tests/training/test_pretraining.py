@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personal import TOKENS, USERS, personalise
-from preferences import some_pairs
+from preferences import mirrored, some_pairs
 from prlhf.models.base import BaseModel
 from prlhf.models.user_model import ClusterUserModel, IndividualUserModel, UniformUserModel
 from prlhf.training.initial import initial_user_model, opening_tokens
+from prlhf.training.pairs import Pair
 from prlhf.training.pretrain import (
     Examples,
     RewardModel,
@@ -33,7 +34,7 @@ from tiny import tiny_tokenizer
 
 OPTIONS = RewardOptions(
     alpha=0.5,
-    rank=4,
+    rank=6,
     steps=60,
     lr=0.05,
     l2=0.001,
@@ -283,20 +284,9 @@ def test_opening_tokens_without_a_template(tiny_base: BaseModel) -> None:
 # -- soft prompts ------------------------------------------------------------------------------
 
 
-def opposed_pairs():
+def opposed_pairs() -> list[Pair]:
     """Two users who disagree about the very same pairs."""
-    pairs = []
-    for pair in some_pairs(3):
-        mirrored = replace(
-            pair,
-            user_index=2,
-            chosen=pair.rejected,
-            rejected=pair.chosen,
-            ref_chosen=pair.ref_rejected,
-            ref_rejected=pair.ref_chosen,
-        )
-        pairs += [replace(pair, user_index=1), mirrored]
-    return pairs
+    return [one for pair in some_pairs(3, users=1) for one in (pair, mirrored(pair, user_index=2))]
 
 
 def soft(lm, *, steps: int = 6, seed: int = 0, pairs=None) -> list[float]:

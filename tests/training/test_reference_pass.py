@@ -90,10 +90,10 @@ def test_every_distinct_text_is_scored_once(base_lm: PersonalizedLM) -> None:
         for prompt, response in zip(part["prompt"], part[side], strict=True)
     }
     assert set(reference.logps) == {text_key(*text) for text in texts}
-    assert len(texts) == 8
-    assert reference.features.shape == (8, base_lm.base.hidden_size)
+    assert len(texts) == 7
+    assert reference.features.shape == (7, base_lm.base.hidden_size)
     assert reference.features.dtype == torch.float32
-    assert sorted(reference.rows.values()) == list(range(8))
+    assert sorted(reference.rows.values()) == list(range(7))
     logp = logp_of(base_lm)
     for prompt, response in texts:
         key = text_key(prompt, response)

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from personal import personalise
-from preferences import some_pairs, train_params
-from prlhf.models.base import BaseModel
+from preferences import mirrored, some_pairs, train_params
+from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.finetune import finetune, objective_of, sample, training_arguments
 from prlhf.training.pairs import Pair
@@ -155,23 +155,18 @@ def test_alpha_of_one_trains_the_personalised_term_only(
     assert not torch.equal(before["user_model.centres"], after["user_model.centres"])
 
 
-def test_training_prefers_what_was_chosen(tiny_base: BaseModel, tmp_path: Path) -> None:
-    """Two users who disagree about the very same pairs end up with their own margins."""
-    lm = personalise(tiny_base)
+def test_users_who_disagree_each_get_their_way(tiny_base: BaseModel, tmp_path: Path) -> None:
+    """Two users judge the very same pairs the opposite way: one model serves both."""
+    reference = PersonalizedLM.reference(tiny_base, Encoder(tiny_base.tokenizer, 64, 32))
     pairs = []
     for pair in some_pairs(4):
-        pairs.append(replace(pair, user_index=1))
-        pairs.append(
-            replace(
-                pair,
-                user_index=2,
-                chosen=pair.rejected,
-                rejected=pair.chosen,
-                ref_chosen=pair.ref_rejected,
-                ref_rejected=pair.ref_chosen,
-            )
-        )
-    trainer = train(lm, tmp_path, pairs, epochs=12.0, lora_lr=5e-3, user_lr=5e-2, eval_pairs=8)
+        chosen, rejected = reference.score([pair.row(0)], label="test").logps.tolist()
+        pairs.append(replace(pair, user_index=1, ref_chosen=chosen, ref_rejected=rejected))
+        pairs.append(mirrored(pairs[-1], user_index=2))
+    lm = personalise(tiny_base)
+    trainer = train(
+        lm, tmp_path, pairs, beta=2.0, epochs=12.0, lora_lr=5e-3, user_lr=5e-2, eval_pairs=8
+    )
     metrics = trainer.evaluate()
     assert metrics["eval_accuracy_user"] == 1.0
     assert metrics["eval_accuracy_generic"] == 0.5

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,6 +28,9 @@ from prlhf.errors import UserError
 
 SOURCE = "prlhf_source.json"
 """What the `base_model` stage records beside the weights about where they came from."""
+
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+"""What `from_pretrained` raises when files are missing, broken or of another kind."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -82,7 +86,7 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=pick_dtype(dtype, device), local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise UserError(
             f"cannot be loaded as a causal language model: {first_line(error)}",
             where=path,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prlhf.errors import UserError
 from prlhf.io import write_json
-from prlhf.models.base import SOURCE, first_line, quiet_transformers
+from prlhf.models.base import LOAD_ERRORS, SOURCE, first_line, quiet_transformers
 from prlhf.progress import say
 
 DOWNLOADS = Path(".cache/downloads")
@@ -68,8 +68,8 @@ def resolve(name: str, revision: str | None, directory: Path) -> dict[str, Any]:
     quiet_transformers()
     if name in BUILTIN:
         record = _from_package(name, BUILTIN[name], directory)
-    elif Path(name).is_dir():
-        record = _from_directory(Path(name), directory)
+    elif (local := Path(name).expanduser()).is_dir():
+        record = _from_directory(local.resolve(), directory)
     elif _looks_like_path(name) or "/" not in name:
         close = difflib.get_close_matches(name, BUILTIN, n=1)
         raise UserError(
@@ -207,15 +207,29 @@ def _from_directory(source: Path, directory: Path) -> dict[str, Any]:
     return {"kind": "directory", "name": source.name, "sha256": digest.hexdigest()}
 
 
-def _check(directory: Path) -> PreTrainedModel:
+def _check(directory: Path) -> None:
     """Load once, so that a wrong model stops here and not hours later."""
     try:
         AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        return AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype="auto")
-    except (OSError, ValueError, KeyError) as error:
+        _load(directory, local_files_only=True)
+    except LOAD_ERRORS as error:
         raise UserError(
             f"is no causal language model: {first_line(error)}", where="model.name"
         ) from error
+
+
+def _load(name: str | Path, **options: Any) -> PreTrainedModel:
+    """The whole model: transformers would fill what is missing with random numbers.
+
+    Raises:
+        ValueError: weights are missing.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        name, dtype="auto", output_loading_info=True, **options
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    return model
 
 
 # -- the Hugging Face hub ----------------------------------------------------------------------
@@ -231,8 +245,8 @@ def _from_hub(name: str, revision: str | None, directory: Path) -> dict[str, Any
     say(f"base_model: fetching {name} at {revision}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype="auto")
-    except (OSError, ValueError, KeyError) as error:
+        model = _load(name, revision=revision)
+    except LOAD_ERRORS as error:
         raise UserError(
             f"{name} at {revision} cannot be fetched or loaded: {first_line(error)}",
             where="model.name",

