@@ -218,6 +218,7 @@ def test_no_connection(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(httpx.Client, "send", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before it is tried again
     assert "org/other at v1 cannot be fetched or loaded" in fails("org/other", "v1")
 
 

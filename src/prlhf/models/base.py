@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
@@ -125,6 +126,7 @@ def quiet_transformers() -> None:
     """Silence load banners, bars and warnings meant for library authors."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     warnings.filterwarnings("ignore", message=r"Passing `\w+` with `inputs_embeds`")
+    hub_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
 
 from prlhf.errors import UserError
 from prlhf.io import write_json
@@ -244,15 +245,16 @@ def _from_hub(name: str, revision: str | None, directory: Path) -> dict[str, Any
         )
     say(f"base_model: fetching {name} at {revision}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = _load(name, revision=revision)
+        # Cached files lie in snapshots/<commit>/, whatever name the revision was given by.
+        commit = Path(cached_file(name, "config.json", revision=revision)).parent.name
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=commit)
+        model = _load(name, revision=commit)
     except LOAD_ERRORS as error:
         raise UserError(
             f"{name} at {revision} cannot be fetched or loaded: {first_line(error)}",
             where="model.name",
             fix="check the name, the revision, your access (HF_TOKEN) and the network",
         ) from error
-    commit = getattr(model.config, "_commit_hash", None)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return {"kind": "hub", "name": name, "revision": revision, "commit": commit}
