@@ -29,6 +29,7 @@ SMALL = {
     "user_model.tokens": 2,
     "pretrain.method": "reward",
     "pretrain.steps": 20,
+    "methods.pdpo.kind": "cluster",
     "train.alpha": 0.5,
     "train.epochs": 3.0,
     "train.max_steps": None,

@@ -187,6 +187,17 @@ class Project:
         outs = [out for stage in stages.values() for out in stage["outs"]]
         return {out["path"]: out["md5"] for out in outs if out["path"] != "reports/data_docs"}
 
+    def not_kept(self) -> set[str]:
+        """The stages whose runs DVC does not keep for later: those with an uncached output."""
+        stages = YAML(typ="safe").load(self / "dvc.yaml")["stages"]
+        uncached = {
+            name
+            for name, stage in stages.items()
+            for out in [*stage.get("outs", []), *stage.get("metrics", [])]
+            if isinstance(out, dict) and not all(each.get("cache", True) for each in out.values())
+        }
+        return {name for name in STAGES if name.partition("@")[0] in uncached}
+
     def forget(self, stage: str, *outputs: str) -> None:
         """Make DVC know nothing of a stage's results, as if it had never run."""
         yaml = YAML()

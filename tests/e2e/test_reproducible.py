@@ -23,9 +23,9 @@ def test_a_clone_without_a_cache_runs_everything_to_the_same_result(
     assert other.locked() == finished.locked()
 
 
-def test_deleted_results_come_back_without_running(finished: Project, project: Project):
+def test_deleted_results_come_back_from_what_dvc_kept(finished: Project, project: Project):
     for name in RESULTS:
         path = project / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert project.run("dvc", "repro").ran == []
+    assert set(project.run("dvc", "repro").ran) <= project.not_kept()
     assert project.digests(*RESULTS) == finished.digests(*RESULTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,8 @@ from prlhf.evaluation.scoring import (
 )
 from prlhf.io import content_hash
 from prlhf.models.base import BaseModel, Encoder
-from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.packing import Row
+from prlhf.models.personalized import PersonalizedLM, Scores
 from prlhf.training.pairs import encode_pairs
 from prlhf.training.reference import (
     distinct_texts,
@@ -213,6 +215,37 @@ def test_held_out_pairs(tiny_base: BaseModel, kind: str) -> None:
         assert got["margin"] == pytest.approx(margin, abs=4e-3)
     own, generic = scores.iloc[:3]["margin"], scores.iloc[3:6]["margin"]
     assert np.allclose(own, generic) == (kind == "uniform")
+
+
+@pytest.mark.parametrize(
+    ("kind", "conditions"),
+    [
+        ("individual", [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)]),
+        ("uniform", [(0, 0), (0, 1)]),
+    ],
+)
+def test_each_condition_of_a_prompt_is_computed_once(
+    tiny_base: BaseModel,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    conditions: list[tuple[int, int]],
+) -> None:
+    lm = personalise(tiny_base, kind)
+    scored: list[Row] = []
+    score = lm.score
+
+    def watch(rows: list[Row], **options: Any) -> Scores:
+        scored.extend(rows)
+        return score(rows, **options)
+
+    monkeypatch.setattr(lm, "score", watch)
+    responses = ("Yes.", "No", "Slowly", "By magic", "So it is")
+    reference = {text_key(p, r): 0.0 for p in PROMPTS for r in responses}
+    score_pairs(lm, TEST, UNSEEN, reference, "test")
+    ids = [lm.encoder.prompt(prompt) for prompt in PROMPTS]
+    assert sorted((row.user_index, ids.index(row.prompt)) for row in scored) == conditions
+    for row in scored:
+        assert len(set(map(tuple, row.responses))) == len(row.responses)
 
 
 def test_no_unseen_users(tiny_base: BaseModel) -> None:
