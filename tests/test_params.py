@@ -130,11 +130,10 @@ def test_every_fault_is_reported_in_the_order_of_the_file(faults):
         ("train.gradient_checkpointing", "0", "must be true or false, not 0"),
         ("train.lora.targets", "[]", "must be a list of names (not empty), auto or all, not []"),
         ("train.lora.targets", "[1]", "must be a list of names (not empty), auto or all, not [1]"),
-        ("user_model.clusters", "0", "must be a whole number (at least 1) or auto, not 0"),
         (
             "user_model.clusters",
             "many",
-            "must be a whole number (at least 1) or auto, not the text",
+            "must be a whole number or auto, not the text",
         ),
         ("methods.dpo.kind", "cluser", "must be uniform, individual or cluster, not the text"),
         ("methods.dpo", "3\n  x:", "must be a mapping, not 3"),
@@ -175,6 +174,11 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
             "must name your file or directory when data.source is local",
         ),
         (
+            {"user_model__clusters": "clusters: 0"},
+            "user_model.clusters",
+            "must be at least 1 or auto, not 0",
+        ),
+        (
             {"data__source": "source: hub"},
             "data.hub.id",
             "must name a data set (org/name) when data.source is hub",
@@ -183,6 +187,12 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
 )
 def test_values_that_contradict_each_other(faults, changes, key, problem):
     assert faults(**changes) == [f"params.yaml:{line(key)}: {key}: {problem}"]
+
+
+def test_clusters_may_be_chosen_on_the_data(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(edited(user_model__clusters="clusters: auto"))
+    assert load(path).user_model.clusters == "auto"
 
 
 def test_a_missing_key_is_named_at_its_section(faults):

@@ -14,7 +14,6 @@ class UserModelParams(Section):
 
     tokens: int = Field(ge=1, description="User tokens T_u: embeddings per user.")
     clusters: int | Literal["auto"] = Field(
-        ge=1,
         description="Preference clusters K (kind `cluster`, and the pretraining). `auto` chooses K "
         "on validation data.",
     )
@@ -32,6 +31,12 @@ class UserModelParams(Section):
     offset_penalty: float = Field(
         ge=0, description="Kind `individual`: L2 penalty on the users' offsets."
     )
+
+    @model_validator(mode="after")
+    def _clusters_are_counted(self) -> Self:
+        if self.clusters != "auto" and self.clusters < 1:
+            raise conflict("clusters", f"must be at least 1 or auto, not {self.clusters}")
+        return self
 
 
 class PretrainParams(Section):
