@@ -87,15 +87,6 @@ def test_help_loads_nothing_heavy():
     assert out.startswith("Usage: prlhf [OPTIONS] COMMAND")
 
 
-def test_help_comes_well_under_a_second():
-    def once() -> float:
-        start = time.monotonic()
-        python("from prlhf.cli import main; main(['--help'])").communicate()
-        return time.monotonic() - start
-
-    assert min(once() for _ in range(5)) < 0.7  # the best of five: the machine may be busy
-
-
 def test_help_explains_every_stage_and_command_on_a_line(capsys):
     assert cli.execute(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
