@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prlhf.models.base import BaseModel, Encoder
@@ -67,3 +68,27 @@ def personalise(
     if lora:
         randomise_adapter(lm)
     return lm.eval()
+
+
+def gradients(lm: PersonalizedLM, value: Tensor) -> dict[str, Tensor]:
+    """d value / d (everything trainable), dense, zero where there is none."""
+    named = {name: p for name, p in lm.named_parameters() if p.requires_grad}
+    slopes = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if slope is None else slope.to_dense()
+        for (name, p), slope in zip(named.items(), slopes, strict=True)
+    }
+
+
+def assert_same_gradients(
+    found: dict[str, Tensor], wanted: dict[str, Tensor], *, atol: float
+) -> None:
+    """Every gradient equals the wanted one; a failure names the parameter."""
+    for name in found:
+        torch.testing.assert_close(
+            found[name],
+            wanted[name],
+            rtol=1e-8,
+            atol=atol,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )

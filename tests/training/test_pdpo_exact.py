@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import naive
-from personal import personalise
+from personal import assert_same_gradients, gradients, personalise
 from preferences import some_pairs
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
@@ -72,15 +72,6 @@ def our_loss(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> Ten
     return (batch.weight * losses).sum() / batch.weight.sum()
 
 
-def slopes(lm: PersonalizedLM, loss: Tensor) -> dict[str, Tensor]:
-    named = {name: p for name, p in lm.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(p) if slope is None else slope.to_dense()
-        for (name, p), slope in zip(named.items(), found, strict=True)
-    }
-
-
 def exact(base: BaseModel, kind: str) -> PersonalizedLM:
     lm = naive.double(personalise(base, kind))
     if kind == "individual":
@@ -93,16 +84,9 @@ def exact(base: BaseModel, kind: str) -> PersonalizedLM:
 def check(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> None:
     ours, expected = our_loss(lm, pairs, objective), naive_loss(lm, pairs, objective)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
-    found, wanted = slopes(lm, ours), slopes(lm, expected)
+    found, wanted = gradients(lm, ours), gradients(lm, expected)
     assert found
-    for name in found:
-        torch.testing.assert_close(
-            found[name],
-            wanted[name],
-            rtol=1e-8,
-            atol=1e-10,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
+    assert_same_gradients(found, wanted, atol=1e-10)
 
 
 @pytest.mark.parametrize("shares", [True, False])
@@ -178,7 +162,7 @@ def test_without_user_tokens_one_condition_stands_for_both(
 
 def test_alpha_of_zero_leaves_the_users_alone(tiny_base: BaseModel) -> None:
     lm = exact(tiny_base, "individual")
-    found = slopes(lm, our_loss(lm, PAIRS, Objective(alpha=0.0, beta=0.5, nll=1.0)))
+    found = gradients(lm, our_loss(lm, PAIRS, Objective(alpha=0.0, beta=0.5, nll=1.0)))
     assert not found["user_model.offsets.weight"].any()
     assert found["user_model.shared"].any()
     assert any(slope.any() for name, slope in found.items() if "lora" in name)
@@ -187,7 +171,7 @@ def test_alpha_of_zero_leaves_the_users_alone(tiny_base: BaseModel) -> None:
 def test_alpha_of_one_leaves_the_generic_user_alone(tiny_base: BaseModel) -> None:
     lm = exact(tiny_base, "cluster")
     lm.user_model.generic_pull = 0.0
-    found = slopes(lm, our_loss(lm, PAIRS, Objective(alpha=1.0, beta=0.5, nll=1.0)))
+    found = gradients(lm, our_loss(lm, PAIRS, Objective(alpha=1.0, beta=0.5, nll=1.0)))
     assert not found["user_model.generic_weights"].any()
     assert found["user_model.weights.weight"][1:].any()
     assert found["user_model.centres"].any()
@@ -196,7 +180,7 @@ def test_alpha_of_one_leaves_the_generic_user_alone(tiny_base: BaseModel) -> Non
 def test_only_the_users_of_the_batch_have_a_gradient(tiny_base: BaseModel) -> None:
     lm = exact(tiny_base, "individual")
     pairs = [replace(pair, user_index=2) for pair in PAIRS]
-    found = slopes(lm, our_loss(lm, pairs, Objective(alpha=0.5, beta=0.5)))
+    found = gradients(lm, our_loss(lm, pairs, Objective(alpha=0.5, beta=0.5)))
     rows = found["user_model.offsets.weight"].abs().sum(1) > 0
     assert rows.tolist() == [False, False, True, False]
 
