@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from prlhf.errors import UserError
 SOURCE = "prlhf_source.json"
 """What the `base_model` stage records beside the weights about where they came from."""
 
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What `from_pretrained` raises when files are missing, broken or of another kind."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,17 +84,15 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
         raise UserError("no base model here", where=path, fix="run `dvc repro base_model`")
     quiet_transformers()
     device = pick_device()
-    try:
+    with loading(
+        "cannot be loaded as a causal language model",
+        where=path,
+        fix="check model.name, then run `dvc repro -f base_model`",
+    ):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=pick_dtype(dtype, device), local_files_only=True
         )
-    except LOAD_ERRORS as error:
-        raise UserError(
-            f"cannot be loaded as a causal language model: {first_line(error)}",
-            where=path,
-            fix="check model.name, then run `dvc repro -f base_model`",
-        ) from error
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token", where=path)
     without_dropout(model)
@@ -100,6 +100,20 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
     model.eval()
     model.to(device)
     return BaseModel(model, tokenizer, path, read_source(path))
+
+
+@contextmanager
+def loading(problem: str, *, where: str | Path, fix: str | None = None) -> Iterator[None]:
+    """Turn what transformers raises for files that are missing or wrong into one plain error.
+
+    Raises:
+        UserError: `problem`, with the first line of what was raised inside.
+    """
+    try:
+        yield
+    except _LOAD_ERRORS as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{problem}: {first_line}", where=where, fix=fix) from error
 
 
 def without_dropout(model: PreTrainedModel) -> None:
@@ -129,10 +143,6 @@ def quiet_transformers() -> None:
     hub_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Encoder:

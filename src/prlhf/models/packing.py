@@ -202,6 +202,23 @@ def attention_mask(batch: Packed, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
 
+def hidden_states(model: PreTrainedModel, embeds: Tensor, batch: Packed) -> Tensor:
+    """Last hidden states [B, L, d] of a causal language model for packed rows.
+
+    Args:
+        model: a causal language model.
+        embeds: input embeddings of the batch, user tokens filled in, [B, L, d].
+        batch: the packed rows.
+    """
+    output = model.base_model(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask(batch, embeds.dtype),
+        position_ids=batch.positions,
+        use_cache=False,
+    )
+    return cast(Tensor, output.last_hidden_state)
+
+
 @torch.no_grad()
 def takes_tree_mask(model: PreTrainedModel, longest: int) -> bool:
     """Whether packed rows give this model's own log-probabilities: tried once, on a tiny input.
@@ -236,11 +253,5 @@ def takes_tree_mask(model: PreTrainedModel, longest: int) -> bool:
 
 
 def _probe(model: PreTrainedModel, batch: Packed) -> Tensor:
-    embeds = model.get_input_embeddings()(batch.input_ids)
-    hidden = model.base_model(
-        inputs_embeds=embeds,
-        attention_mask=attention_mask(batch, embeds.dtype),
-        position_ids=batch.positions,
-        use_cache=False,
-    ).last_hidden_state
-    return cast(Tensor, hidden.reshape(-1, hidden.shape[-1])[batch.predictors])
+    hidden = hidden_states(model, model.get_input_embeddings()(batch.input_ids), batch)
+    return hidden.reshape(-1, hidden.shape[-1])[batch.predictors]

@@ -23,9 +23,9 @@ from prlhf.models.logps import check_head, softcap_of, sum_by_owner, token_logps
 from prlhf.models.packing import (
     Packed,
     Row,
-    attention_mask,
     batches_by_length,
     bounded,
+    hidden_states,
     pack,
     takes_tree_mask,
 )
@@ -147,13 +147,7 @@ class PersonalizedLM(nn.Module):
         if self.user_model.tokens:
             users = self.user_model(batch.user_index).to(embeds.dtype)
             embeds = torch.cat([users, embeds[:, self.user_model.tokens :]], dim=1)
-        output = self.causal_lm.base_model(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask(batch, embeds.dtype),
-            position_ids=batch.positions,
-            use_cache=False,
-        )
-        return cast(Tensor, output.last_hidden_state)
+        return hidden_states(self.causal_lm, embeds, batch)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Keep few activations and compute the others again in the backward pass."""

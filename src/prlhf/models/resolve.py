@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from prlhf.errors import UserError
 from prlhf.io import write_json
-from prlhf.models.base import LOAD_ERRORS, SOURCE, first_line, quiet_transformers
+from prlhf.models.base import SOURCE, loading, quiet_transformers
 from prlhf.progress import say
 
 DOWNLOADS = Path(".cache/downloads")
@@ -210,13 +210,9 @@ def _from_directory(source: Path, directory: Path) -> dict[str, Any]:
 
 def _check(directory: Path) -> None:
     """Load once, so that a wrong model stops here and not hours later."""
-    try:
+    with loading("is no causal language model", where="model.name"):
         AutoTokenizer.from_pretrained(directory, local_files_only=True)
         _load(directory, local_files_only=True)
-    except LOAD_ERRORS as error:
-        raise UserError(
-            f"is no causal language model: {first_line(error)}", where="model.name"
-        ) from error
 
 
 def _load(name: str | Path, **options: Any) -> PreTrainedModel:
@@ -244,17 +240,15 @@ def _from_hub(name: str, revision: str | None, directory: Path) -> dict[str, Any
             fix="set it to a commit hash of the model's repository",
         )
     say(f"base_model: fetching {name} at {revision}")
-    try:
+    with loading(
+        f"{name} at {revision} cannot be fetched or loaded",
+        where="model.name",
+        fix="check the name, the revision, your access (HF_TOKEN) and the network",
+    ):
         # Cached files lie in snapshots/<commit>/, whatever name the revision was given by.
         commit = Path(cached_file(name, "config.json", revision=revision)).parent.name
         tokenizer = AutoTokenizer.from_pretrained(name, revision=commit)
         model = _load(name, revision=commit)
-    except LOAD_ERRORS as error:
-        raise UserError(
-            f"{name} at {revision} cannot be fetched or loaded: {first_line(error)}",
-            where="model.name",
-            fix="check the name, the revision, your access (HF_TOKEN) and the network",
-        ) from error
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return {"kind": "hub", "name": name, "revision": revision, "commit": commit}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as at
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+ANY_KEY = "<name>"
+"""How a key of the user's own choosing is written in documentation."""
 
 
 class _AnyKey(Mapping[str, FieldInfo]):
@@ -53,7 +57,10 @@ def type_of(annotation: Any, allowed: str = "") -> str:
         annotation: The type.
         allowed: The range of its first member, as `range_of` gives it.
     """
-    members = _members(annotation)
+    members = [
+        get_args(member)[0] if get_origin(member) is Annotated else member
+        for member in _members(annotation)
+    ]
     words = [
         _NAMES.get(get_origin(member) or member, "a mapping")
         for member in members
@@ -71,7 +78,8 @@ def type_of(annotation: Any, allowed: str = "") -> str:
 def range_of(field: FieldInfo) -> str:
     """The values allowed beyond the type, e.g. "from 0 to below 0.5"; empty if all are."""
     low = high = ""
-    for bound in field.metadata:
+    within = (get_args(m)[1:] for m in _members(field.annotation) if get_origin(m) is Annotated)
+    for bound in itertools.chain(field.metadata, *within):
         match bound:
             case at.Ge(ge=value):
                 low = f"at least {value}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
+import annotated_types as at
 from pydantic import Field, model_validator
 
 from prlhf.params.section import Section, conflict
@@ -13,7 +14,7 @@ class UserModelParams(Section):
     """`user_model`: the embeddings that stand for a user in front of the prompt."""
 
     tokens: int = Field(ge=1, description="User tokens T_u: embeddings per user.")
-    clusters: int | Literal["auto"] = Field(
+    clusters: Annotated[int, at.Ge(1)] | Literal["auto"] = Field(
         description="Preference clusters K (kind `cluster`, and the pretraining). `auto` chooses K "
         "on validation data.",
     )
@@ -31,12 +32,6 @@ class UserModelParams(Section):
     offset_penalty: float = Field(
         ge=0, description="Kind `individual`: L2 penalty on the users' offsets."
     )
-
-    @model_validator(mode="after")
-    def _clusters_are_counted(self) -> Self:
-        if self.clusters != "auto" and self.clusters < 1:
-            raise conflict("clusters", f"must be at least 1 or auto, not {self.clusters}")
-        return self
 
 
 class PretrainParams(Section):
