@@ -1,0 +1,422 @@
+"""What a change does to the pipeline: parameters, the stages they make stale, and figures.
+
+Two revisions are compared as they are, whether they were run or not. What dvc.lock and the typed
+parameters make of the newer one are warnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prlhf import lock
+from prlhf.errors import UserError, UserErrors
+from prlhf.params.loading import PARAMS_FILE, parse
+from prlhf.pipeline import (
+    WORKSPACE,
+    Snapshot,
+    StageState,
+    Value,
+    at,
+    open_project,
+    require_git,
+    resolve,
+    snapshot,
+)
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+COMMAND = "prlhf params diff"
+
+ABSENT = object()
+"""What stands for the value of a key that does not exist; null is a value."""
+
+HEADLINE = (
+    "accuracy.*.macro",
+    "accuracy.*.worst_user",
+    "accuracy.*.generic",
+    "accuracy.*.unseen",
+    "accuracy_gain.*",
+    "win_rate.*.win_rate",
+    "length.*.groups.*",
+    "fluency.*.mean_nll",
+    "fluency.*.degenerate",
+    "fluency.*.empty",
+)
+"""The figures that a reader of a change wants first, in this order; `*` is one step of a key."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter that differs. A side where the key does not exist has no entry in `values`.
+
+    Attributes:
+        file: Its file.
+        key: Its dotted key.
+        values: `old` and `new`.
+        stages: The stages that declare it.
+    """
+
+    file: str
+    key: str
+    values: Mapping[str, Value]
+    stages: tuple[str, ...]
+
+
+class Reason(NamedTuple):
+    """What makes a stage stale: a phrase with `{}` for the name of a key or file."""
+
+    phrase: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.phrase.format(self.name)
+
+
+@dataclass(frozen=True)
+class StaleStage:
+    """A stage that the change makes stale.
+
+    Attributes:
+        name: Its name.
+        gpu: Whether it is marked as one for a GPU.
+        ran: Whether dvc.lock of the older revision has a run of it.
+        reasons: What it reads that has changed; nothing if it only follows.
+        follows: The stages that it follows, if it has no reason of its own.
+    """
+
+    name: str
+    gpu: bool
+    ran: bool
+    reasons: tuple[Reason, ...]
+    follows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """Code or data that differs: a dependency that no stage makes.
+
+    Attributes:
+        path: The path.
+        kind: `code`, or `data` for all else.
+        change: `changed`, `new`, `gone`, or `newly read` by some stage.
+        stages: The stages that it makes stale.
+    """
+
+    path: str
+    kind: str
+    change: str
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that differs and is known on both sides."""
+
+    file: str
+    key: str
+    old: Value
+    new: Value
+
+    @property
+    def headline(self) -> bool:
+        return _rank(self.key) < len(HEADLINE)
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that a reviewer should not miss.
+
+    Attributes:
+        kind: `gpu`, `lock` or `params`.
+        text: What it is.
+        about: What is wrong -> the stages that it is about; for faults of params.yaml none.
+    """
+
+    kind: str
+    text: str
+    about: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A side of the comparison: its name as given, and the commit; none for the workspace."""
+
+    name: str
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All that differs between two revisions; see the classes of the parts."""
+
+    old: Revision
+    new: Revision
+    parameters: tuple[Parameter, ...]
+    stages: tuple[StaleStage, ...]
+    of: int
+    removed: tuple[str, ...]
+    files: tuple[File, ...]
+    metrics: tuple[Metric, ...]
+    warnings: tuple[Warned, ...]
+
+
+def compare(old: str = "HEAD", new: str = WORKSPACE, path: Path = Path()) -> Changes:
+    """Compare two revisions of the project that `path` is in.
+
+    Args:
+        old: A Git revision.
+        new: Another one, or `workspace`.
+        path: A directory of the project.
+
+    Raises:
+        UserError: There is no project, no Git or no such revision, or a side cannot be read.
+    """
+    with open_project(path) as project:
+        require_git(project, COMMAND)
+        commits = [resolve(project, name, COMMAND) for name in (old, new)]
+        with at(project, commits[0], old):
+            before = snapshot(project)
+            stale = {"old": lock.find(project)}
+        if not before.stages:
+            raise UserError("has no stages in a dvc.yaml", where=old)
+        with at(project, commits[1], new):
+            faults = _faults(project, new)
+            after = snapshot(project)
+            stale["new"] = lock.find(project)
+    sides = [
+        Revision(name, None if commit == WORKSPACE else commit)
+        for name, commit in zip((old, new), commits, strict=True)
+    ]
+    parameters = tuple(_parameters(before, after))
+    reasons = _reasons(before, after, parameters)
+    stages = tuple(_stages(before, after, reasons))
+    return Changes(
+        old=sides[0],
+        new=sides[1],
+        parameters=parameters,
+        stages=stages,
+        of=len(after.stages),
+        removed=tuple(name for name in before.stages if name not in after.stages),
+        files=tuple(_files(before, after)),
+        metrics=tuple(_metrics(before, after)),
+        warnings=tuple(_warnings(stages, after, stale, faults)),
+    )
+
+
+def _parameters(before: Snapshot, after: Snapshot) -> Iterator[Parameter]:
+    for file in dict.fromkeys([*after.params, *before.params]):
+        old, new = before.params.get(file, {}), after.params.get(file, {})
+        for key in dict.fromkeys([*new, *old]):
+            if differs(old, new, key):
+                sides = {"old": old, "new": new}
+                values = {side: tree[key] for side, tree in sides.items() if key in tree}
+                stages = (
+                    name for name, stage in after.stages.items() if _declares(stage, file, key)
+                )
+                yield Parameter(file, key, values, tuple(stages))
+
+
+def differs(old: Mapping[str, Value], new: Mapping[str, Value], key: str) -> bool:
+    """Whether a key has another value, or exists on one side only; null is a value."""
+    return (key in old, old.get(key)) != (key in new, new.get(key))
+
+
+def _declares(stage: StageState, file: str, key: str) -> bool:
+    if file not in stage.params:
+        return False
+    declared = stage.params[file]
+    # An emptied section is a key itself, above those that were declared.
+    return not declared or any(
+        f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in declared
+    )
+
+
+def _reasons(
+    before: Snapshot, after: Snapshot, parameters: Iterable[Parameter]
+) -> dict[str, tuple[Reason, ...]]:
+    """Stage -> what makes it stale by itself, for those that are."""
+    found: dict[str, tuple[Reason, ...]] = {}
+    for name, stage in after.stages.items():
+        former = before.stages.get(name)
+        if stage.frozen:
+            continue
+        if former is None:
+            found[name] = (Reason("new stage"),)
+            continue
+        reasons = [Reason("command")] if stage.command != former.command else []
+        reasons += [Reason("{}", each.key) for each in parameters if name in each.stages]
+        reasons += [
+            Reason("reads {} now", key)
+            for file, keys in stage.params.items()
+            for key in keys
+            if key not in former.params.get(file, ())
+        ]
+        reasons += [Reason("{}", path) for path in _stale_files(former, stage)]
+        reasons += [Reason("writes {} now", path) for path in sorted(stage.outs - former.outs)]
+        if reasons:
+            found[name] = tuple(dict.fromkeys(reasons))
+    return found
+
+
+def _stale_files(former: StageState, stage: StageState) -> Iterator[str]:
+    for path, digest in stage.files.items():
+        if path not in former.files or former.files[path] != digest:
+            yield path
+
+
+def _stages(
+    before: Snapshot, after: Snapshot, reasons: Mapping[str, tuple[Reason, ...]]
+) -> Iterator[StaleStage]:
+    for name in after.downstream(set(reasons)):
+        former = before.stages.get(name)
+        own = reasons.get(name, ())
+        above = () if own else tuple(each for each in reasons if name in after.followers[each])
+        yield StaleStage(name, after.stages[name].gpu, bool(former and former.locked), own, above)
+
+
+def _files(before: Snapshot, after: Snapshot) -> Iterator[File]:
+    params = {file for stage in after.stages.values() for file in stage.params}
+    old = {path: it for stage in before.stages.values() for path, it in stage.files.items()}
+    new = {path: it for stage in after.stages.values() for path, it in stage.files.items()}
+    for path in sorted(set(new) - params):
+        stages = tuple(
+            name
+            for name, stage in after.stages.items()
+            if name in before.stages and path in _stale_files(before.stages[name], stage)
+        )
+        if not stages:
+            continue
+        if new[path] is None:
+            change = "gone"
+        elif old.get(path) is None:
+            change = "new"
+        else:
+            change = "changed" if old[path] != new[path] else "newly read"
+        yield File(path, "code" if path.startswith("src/") else "data", change, stages)
+
+
+def _metrics(before: Snapshot, after: Snapshot) -> list[Metric]:
+    found = [
+        Metric(file, key, before.metrics[file][key], value)
+        for file, figures in after.metrics.items()
+        if file in before.metrics
+        for key, value in figures.items()
+        if key in before.metrics[file] and before.metrics[file][key] != value
+    ]
+    return sorted(found, key=lambda metric: _rank(metric.key))
+
+
+def _rank(key: str) -> int:
+    steps = key.split(".")
+    for rank, pattern in enumerate(HEADLINE):
+        wanted = pattern.split(".")
+        if len(wanted) == len(steps) and all(
+            step in ("*", own) for step, own in zip(wanted, steps, strict=True)
+        ):
+            return rank
+    return len(HEADLINE)
+
+
+def _faults(project: Repo, revision: str) -> list[str]:
+    """What the typed parameters say of params.yaml.
+
+    Raises:
+        UserError: It is no YAML, so that DVC cannot read it either.
+    """
+    path = project.fs.join(project.root_dir, str(PARAMS_FILE))
+    if not project.fs.exists(path):
+        return []
+    try:
+        parse(project.fs.read_text(path, encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text", where=f"{revision}: {PARAMS_FILE}") from None
+    except UserErrors as errors:
+        return errors.lines()
+    except UserError as error:
+        raise UserError(error.problem, where=f"{revision}: {error.where}", fix=error.fix) from None
+    return []
+
+
+def _warnings(
+    stages: Iterable[StaleStage],
+    after: Snapshot,
+    stale: Mapping[str, list[lock.Stale]],
+    faults: list[str],
+) -> Iterator[Warned]:
+    if faults:
+        text = f"{PARAMS_FILE} has faults: no stage would start."
+        yield Warned("params", text, {fault: () for fault in faults})
+    unrecorded = set(after.downstream({one.stage for one in stale["new"]} & set(after.stages)))
+    lost = [stage for stage in stages if stage.gpu and stage.ran]
+    for again, text in (
+        (True, "Cached results of GPU stages are no longer valid: these stages have to run again."),
+        (False, "Cached results of GPU stages are no longer valid; dvc.lock has their new runs."),
+    ):
+        names = [stage for stage in lost if (stage.name in unrecorded) is again]
+        if names:
+            about = {
+                "stale by this change": tuple(stage.name for stage in names if stage.reasons),
+                "follow": tuple(stage.name for stage in names if not stage.reasons),
+            }
+            yield Warned("gpu", text, {why: found for why, found in about.items() if found})
+    if stale["new"]:
+        text = (
+            "dvc.lock does not record the pipeline as it is; figures are those of an earlier one. "
+            "Run `dvc repro`, then commit dvc.lock and reports/."
+        )
+        if all(one in stale["old"] for one in stale["new"]):
+            text += " It was so before this change."
+        reasons: dict[str, tuple[str, ...]] = {}
+        for one in stale["new"]:
+            reasons[one.why] = (*reasons.get(one.why, ()), one.stage)
+        yield Warned("lock", text, reasons)
+
+
+def as_json(changes: Changes) -> dict[str, Any]:
+    """The whole of it for programs; see docs/reviewing-changes.md."""
+    return {
+        "old": vars(changes.old),
+        "new": vars(changes.new),
+        "parameters": [
+            {"file": each.file, "key": each.key, **each.values, "stages": list(each.stages)}
+            for each in changes.parameters
+        ],
+        "stages": [
+            {
+                "name": each.name,
+                "direct": bool(each.reasons),
+                "reasons": [str(reason) for reason in each.reasons],
+                "follows": list(each.follows),
+                "gpu": each.gpu,
+            }
+            for each in changes.stages
+        ],
+        "removed_stages": list(changes.removed),
+        "files": [
+            {
+                "path": each.path,
+                "kind": each.kind,
+                "change": each.change,
+                "stages": list(each.stages),
+            }
+            for each in changes.files
+        ],
+        "metrics": [
+            {"file": each.file, "key": each.key, "old": each.old, "new": each.new}
+            for each in changes.metrics
+        ],
+        "warnings": [
+            {
+                "kind": each.kind,
+                "text": each.text,
+                "about": [
+                    {"what": what, "stages": list(names)} for what, names in each.about.items()
+                ],
+            }
+            for each in changes.warnings
+        ],
+    }
