@@ -83,14 +83,14 @@ class StaleStage:
     Attributes:
         name: Its name.
         gpu: Whether it is marked as one for a GPU.
-        ran: Whether dvc.lock of the older revision has a run of it.
+        cached: Whether dvc.lock of the older revision records its run.
         reasons: What it reads that has changed; nothing if it only follows.
         follows: The stages that it follows, if it has no reason of its own.
     """
 
     name: str
     gpu: bool
-    ran: bool
+    cached: bool
     reasons: tuple[Reason, ...]
     follows: tuple[str, ...]
 
@@ -193,7 +193,8 @@ def compare(old: str = "HEAD", new: str = WORKSPACE, path: Path = Path()) -> Cha
     ]
     parameters = tuple(_parameters(before, after))
     reasons = _reasons(before, after, parameters)
-    stages = tuple(_stages(before, after, reasons))
+    unrecorded = _unrecorded(before, stale["old"])
+    stages = tuple(_stages(before, after, reasons, unrecorded))
     return Changes(
         old=sides[0],
         new=sides[1],
@@ -269,13 +270,16 @@ def _stale_files(former: StageState, stage: StageState) -> Iterator[str]:
 
 
 def _stages(
-    before: Snapshot, after: Snapshot, reasons: Mapping[str, tuple[Reason, ...]]
+    before: Snapshot,
+    after: Snapshot,
+    reasons: Mapping[str, tuple[Reason, ...]],
+    unrecorded: set[str],
 ) -> Iterator[StaleStage]:
     for name in after.downstream(set(reasons)):
-        former = before.stages.get(name)
+        cached = name in before.stages and name not in unrecorded
         own = reasons.get(name, ())
         above = () if own else tuple(each for each in reasons if name in after.followers[each])
-        yield StaleStage(name, after.stages[name].gpu, bool(former and former.locked), own, above)
+        yield StaleStage(name, after.stages[name].gpu, cached, own, above)
 
 
 def _files(before: Snapshot, after: Snapshot) -> Iterator[File]:
@@ -349,9 +353,9 @@ def _warnings(
 ) -> Iterator[Warned]:
     if faults:
         text = f"{PARAMS_FILE} has faults: no stage would start."
-        yield Warned("params", text, {fault: () for fault in faults})
-    unrecorded = set(after.downstream({one.stage for one in stale["new"]} & set(after.stages)))
-    lost = [stage for stage in stages if stage.gpu and stage.ran]
+        yield Warned("params", text, dict.fromkeys(faults, ()))
+    unrecorded = _unrecorded(after, stale["new"])
+    lost = [stage for stage in stages if stage.gpu and stage.cached]
     for again, text in (
         (True, "Cached results of GPU stages are no longer valid: these stages have to run again."),
         (False, "Cached results of GPU stages are no longer valid; dvc.lock has their new runs."),
@@ -374,6 +378,11 @@ def _warnings(
         for one in stale["new"]:
             reasons[one.why] = (*reasons.get(one.why, ()), one.stage)
         yield Warned("lock", text, reasons)
+
+
+def _unrecorded(pipeline: Snapshot, stale: Iterable[lock.Stale]) -> set[str]:
+    """The stages without a valid run in dvc.lock: those that are stale, and what follows."""
+    return set(pipeline.downstream({one.stage for one in stale} & set(pipeline.stages)))
 
 
 def as_json(changes: Changes) -> dict[str, Any]:

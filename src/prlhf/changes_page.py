@@ -20,6 +20,9 @@ MAX_ROWS = 60
 MAX_VALUE = 60
 """Characters shown of a value or a name."""
 
+MAX_LINE = 240
+"""Characters shown of a message."""
+
 
 def render(changes: Changes, *, every_metric: bool = False) -> str:
     """The change as Markdown; tables are aligned, so that it can be read as it is, too.
@@ -62,12 +65,10 @@ def _become(number: int) -> str:
 
 def _warning(warning: Warned) -> str:
     lines = ["> [!WARNING]", f"> {warning.text}"]
-    items = [
-        code(what, 240) + (f": {_names(names, MAX_ROWS)}" if names else "")
-        for what, names in warning.about.items()
-    ]
-    if warning.kind == "gpu":
-        items = [f"{_names(names, MAX_ROWS)}: {what}" for what, names in warning.about.items()]
+    items = []
+    for what, names in warning.about.items():
+        text = what if warning.kind == "gpu" else code(what, MAX_LINE)
+        items.append(f"{_names(names, MAX_ROWS)}: {text}" if names else text)
     return "\n".join([*lines, *(f"> - {item}" for item in _limited(items))])
 
 

@@ -39,7 +39,6 @@ class StageState:
     Attributes:
         command: What it runs.
         gpu: Whether `meta.gpu` says that it wants one.
-        locked: Whether dvc.lock has a run of it.
         params: Parameter file -> the keys that it declares; none for the whole file.
         files: Each dependency that no stage makes -> its content's hash; None if it is absent.
         outs: What it writes.
@@ -48,7 +47,6 @@ class StageState:
 
     command: str
     gpu: bool
-    locked: bool
     params: Mapping[str, tuple[str, ...]]
     files: Mapping[str, str | None]
     outs: frozenset[str]
@@ -235,7 +233,6 @@ def _state(project: Repo, stage: Stage) -> StageState:
     return StageState(
         command=str(stage.cmd),
         gpu=bool((stage.meta or {}).get("gpu")),
-        locked=any(item.hash_info for item in (*stage.deps, *stage.outs)),
         params=params,
         files=files,
         outs=frozenset(in_project(project, out) for out in stage.outs),
