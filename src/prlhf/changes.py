@@ -20,6 +20,7 @@ from prlhf.pipeline import (
     StageState,
     Value,
     at,
+    differs,
     open_project,
     require_git,
     resolve,
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 
 COMMAND = "prlhf params diff"
 
-ABSENT = object()
-"""What stands for the value of a key that does not exist; null is a value."""
+SIDES = ("old", "new")
 
 HEADLINE = (
     "accuracy.*.macro",
@@ -114,12 +114,21 @@ class File:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that differs and is known on both sides."""
+    """A figure that differs and is known on both sides.
+
+    Attributes:
+        file: Its file.
+        key: Its dotted key.
+        old: The figure before.
+        new: The figure after.
+        interval: The ends of the interval of `new`, if the file has them.
+    """
 
     file: str
     key: str
     old: Value
     new: Value
+    interval: tuple[Value, Value] | None
 
     @property
     def headline(self) -> bool:
@@ -213,17 +222,12 @@ def _parameters(before: Snapshot, after: Snapshot) -> Iterator[Parameter]:
         old, new = before.params.get(file, {}), after.params.get(file, {})
         for key in dict.fromkeys([*new, *old]):
             if differs(old, new, key):
-                sides = {"old": old, "new": new}
-                values = {side: tree[key] for side, tree in sides.items() if key in tree}
+                sides = zip(SIDES, (old, new), strict=True)
+                values = {side: tree[key] for side, tree in sides if key in tree}
                 stages = (
                     name for name, stage in after.stages.items() if _declares(stage, file, key)
                 )
                 yield Parameter(file, key, values, tuple(stages))
-
-
-def differs(old: Mapping[str, Value], new: Mapping[str, Value], key: str) -> bool:
-    """Whether a key has another value, or exists on one side only; null is a value."""
-    return (key in old, old.get(key)) != (key in new, new.get(key))
 
 
 def _declares(stage: StageState, file: str, key: str) -> bool:
@@ -231,9 +235,11 @@ def _declares(stage: StageState, file: str, key: str) -> bool:
         return False
     declared = stage.params[file]
     # An emptied section is a key itself, above those that were declared.
-    return not declared or any(
-        f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in declared
-    )
+    return not declared or any(_covers(one, key) or _covers(key, one) for one in declared)
+
+
+def _covers(section: str, key: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
 
 
 def _reasons(
@@ -250,11 +256,13 @@ def _reasons(
             continue
         reasons = [Reason("command")] if stage.command != former.command else []
         reasons += [Reason("{}", each.key) for each in parameters if name in each.stages]
+        named = {(each.file, each.key) for each in parameters}
         reasons += [
             Reason("reads {} now", key)
             for file, keys in stage.params.items()
             for key in keys
             if key not in former.params.get(file, ())
+            and not any(file == its and _covers(key, changed) for its, changed in named)
         ]
         reasons += [Reason("{}", path) for path in _stale_files(former, stage)]
         reasons += [Reason("writes {} now", path) for path in sorted(stage.outs - former.outs)]
@@ -305,13 +313,18 @@ def _files(before: Snapshot, after: Snapshot) -> Iterator[File]:
 
 def _metrics(before: Snapshot, after: Snapshot) -> list[Metric]:
     found = [
-        Metric(file, key, before.metrics[file][key], value)
+        Metric(file, key, before.metrics[file][key], value, _interval(figures, key))
         for file, figures in after.metrics.items()
         if file in before.metrics
         for key, value in figures.items()
         if key in before.metrics[file] and before.metrics[file][key] != value
     ]
     return sorted(found, key=lambda metric: _rank(metric.key))
+
+
+def _interval(figures: Mapping[str, Value], key: str) -> tuple[Value, Value] | None:
+    low, high = (figures.get(f"interval.{key}.{end}") for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)
 
 
 def _rank(key: str) -> int:
@@ -415,7 +428,13 @@ def as_json(changes: Changes) -> dict[str, Any]:
             for each in changes.files
         ],
         "metrics": [
-            {"file": each.file, "key": each.key, "old": each.old, "new": each.new}
+            {
+                "file": each.file,
+                "key": each.key,
+                "old": each.old,
+                "new": each.new,
+                "interval": each.interval and list(each.interval),
+            }
             for each in changes.metrics
         ],
         "warnings": [

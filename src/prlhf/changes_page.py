@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from prlhf.changes import ABSENT, Changes, File, Metric, Reason, Revision, StaleStage, Warned
-from prlhf.pipeline import WORKSPACE, Value
+from prlhf.changes import SIDES, Changes, File, Metric, Reason, Revision, StaleStage, Warned
+from prlhf.pipeline import WORKSPACE, Value, shown
 
 MAX_NAMES = 4
 """Names shown of a list in a table; the others are counted."""
 
 MAX_ROWS = 60
-"""Rows shown of a table, lines of a list: a comment holds 65,536 characters."""
+"""Rows shown of a table, lines of a list."""
+
+MAX_LENGTH = 60_000
+"""Characters of the page without `every_metric`: a comment on GitHub holds 65,536."""
 
 MAX_VALUE = 60
 """Characters shown of a value or a name."""
@@ -29,7 +32,8 @@ def render(changes: Changes, *, every_metric: bool = False) -> str:
 
     Args:
         changes: What differs.
-        every_metric: Show all figures that differ instead of those of the headline.
+        every_metric: Show all figures that differ instead of those of the headline, and cut
+            nothing off that is too long for a comment.
     """
     old, new = _revision(changes.old), _revision(changes.new)
     parts = [
@@ -42,25 +46,25 @@ def render(changes: Changes, *, every_metric: bool = False) -> str:
         "\n".join(_files(changes.files)),
         _metrics(changes, every_metric),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    if len(text) > MAX_LENGTH and not every_metric:
+        end = text.rindex("\n", 0, MAX_LENGTH)
+        text = f"{text[:end]}\n\nCut short: `prlhf params diff --all` shows the rest.\n"
+    return text
 
 
 def _sentence(changes: Changes) -> str:
-    direct = sum(bool(stage.reasons) for stage in changes.stages)
-    following = len(changes.stages) - direct
-    parts = [f"{_count(len(changes.parameters), 'parameter')} changed"]
+    what = [_count(len(changes.parameters), "parameter")]
     if changes.files:
-        parts.append(f"{_count(len(changes.files), 'file')} of code or data too")
-    if not changes.stages:
-        return f"{', '.join(parts)}; no stage becomes stale."
-    stale = f"of {_count(changes.of, 'stage')}, {direct} {_become(direct)} stale"
-    return f"{', '.join(parts)}; {stale} by it" + (
-        f", {following} more by following." if following else "."
-    )
-
-
-def _become(number: int) -> str:
-    return "becomes" if number == 1 else "become"
+        what.append(_count(len(changes.files), "file") + " of code or data")
+    changed = f"{' and '.join(what)} changed"
+    direct = sum(bool(stage.reasons) for stage in changes.stages)
+    if not direct:
+        return f"{changed}; no stage becomes stale."
+    following = len(changes.stages) - direct
+    become = "becomes" if direct == 1 else "become"
+    more = f", {following} more by following them" if following else ""
+    return f"{changed}; of {_count(changes.of, 'stage')}, {direct} {become} stale{more}."
 
 
 def _warning(warning: Warned) -> str:
@@ -76,8 +80,7 @@ def _parameters(changes: Changes) -> str:
     rows = [
         [
             code(each.key),
-            code(shown(each.values.get("old", ABSENT))),
-            code(shown(each.values.get("new", ABSENT))),
+            *(_value(each.values[side]) if side in each.values else "absent" for side in SIDES),
             _names(each.stages) or "no stage",
         ]
         for each in changes.parameters
@@ -99,8 +102,8 @@ def _stages(stages: Sequence[StaleStage]) -> str:
 
 
 def _reasons(reasons: Sequence[Reason]) -> str:
-    shown = [reason.phrase.format(code(reason.name)) for reason in reasons[:MAX_NAMES]]
-    return _and_more(shown, len(reasons))
+    phrases = [reason.phrase.format(code(reason.name)) for reason in reasons[:MAX_NAMES]]
+    return _and_more(phrases, len(reasons))
 
 
 def _removed(names: Sequence[str]) -> str:
@@ -123,15 +126,19 @@ def _files(files: Iterable[File]) -> Iterator[str]:
 def _metrics(changes: Changes, every: bool) -> str:
     metrics = [metric for metric in changes.metrics if every or metric.headline]
     rows = [
-        [code(metric.key), _figure(metric.old), _figure(metric.new), _difference(metric)]
+        [
+            code(metric.key),
+            _figure(metric.old),
+            _figure(metric.new),
+            _difference(metric),
+            " to ".join(map(_figure, metric.interval or ())),
+        ]
         for metric in metrics
     ]
-    head = ["Metric", code(changes.old.name), code(changes.new.name), "Change"]
-    table = _table(head, rows, right=3, limit=None if every else MAX_ROWS)
+    head = ["Metric", code(changes.old.name), code(changes.new.name), "Change", "Interval"]
+    table = _table(head, rows, right=4, limit=None if every else MAX_ROWS)
     more = len(changes.metrics) - len(metrics)
-    note = f"{_count(more, 'figure')} more differ: `--all` shows them." if more else ""
-    if more == 1:
-        note = note.replace("differ", "differs")
+    note = f"{more} more differ: `prlhf params diff --all` shows them." if more else ""
     return "\n\n".join(part for part in (table, note) if part)
 
 
@@ -142,24 +149,18 @@ def _difference(metric: Metric) -> str:
 
 
 def _figure(value: Value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else code(shown(value))
+    return f"{value:.4g}" if isinstance(value, float) else _value(value)
 
 
-def shown(value: object) -> str:
-    """A value as params.yaml has it."""
-    if value is ABSENT:
-        return "absent"
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _value(value: Value) -> str:
+    return code(shown(value))
 
 
 def code(text: str, limit: int = MAX_VALUE) -> str:
-    """Any text as Markdown's code, on one line, in a table too."""
+    """Any text as Markdown's code, on one line."""
     text = " ".join(text.split())
     if len(text) > limit:
         text = f"{text[: limit - 1]}\N{HORIZONTAL ELLIPSIS}"
-    text = text.replace("|", "\\|")
     fence = "`"
     while fence in text:
         fence += "`"
@@ -204,7 +205,11 @@ def _table(
     if not rows:
         return ""
     more = [] if limit is None else rows[limit:]
-    rows = rows[:limit]
+    # A row is split before anything else is read, within code, too.
+    head, *rows = (
+        [cell.replace("\\|", "\\ |").replace("|", "\\|") for cell in row]
+        for row in (head, *rows[:limit])
+    )
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     left = len(head) - right
     rule = [

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dvc.dependency import ParamsDependency
 from dvc.dvcfile import LOCK_FILE, load_file
 from dvc.fs import LocalFileSystem
 from dvc_data.hashfile.hash import hash_file
@@ -20,16 +19,20 @@ from dvc_data.hashfile.tree import Tree
 from prlhf.errors import UserError, UserErrors
 from prlhf.pipeline import (
     WORKSPACE,
+    Value,
     at,
+    differs,
     in_project,
     label,
     leaves,
     makers,
     open_project,
     plain,
+    shown,
 )
 
 if TYPE_CHECKING:
+    from dvc.dependency import ParamsDependency
     from dvc.dependency.base import Dependency
     from dvc.output import Output
     from dvc.repo import Repo
@@ -121,10 +124,10 @@ def find(project: Repo) -> list[Stale]:
 def _reasons(project: Repo, stage: Stage) -> Iterator[str]:
     if stage.cmd_changed:
         yield "its command has changed"
-    for dependency in [] if stage.frozen else stage.deps:
-        if isinstance(dependency, ParamsDependency):
-            yield from _parameters(dependency)
-        elif plain(dependency):
+    if not stage.frozen:
+        for parameters in stage.params:
+            yield from _parameters(parameters)
+        for dependency in filter(plain, stage.deps):
             yield from _dependency(project, dependency)
     for out in stage.outs:
         yield from _output(project, out)
@@ -141,24 +144,19 @@ def _parameters(dependency: ParamsDependency) -> Iterator[str]:
     locked, actual = dependency.hash_info.value, dependency.read_params()
     for key in stale:
         old, new = (leaves({key: side[key]}) if key in side else {} for side in (locked, actual))
-        names = list(dict.fromkeys([*new, *old]))
-        # A mapping gives way to its keys when it becomes empty: say what was and what is there.
-        changed = [
-            name for name in names if (name in old, old.get(name)) != (name in new, new.get(name))
-        ]
+        # An emptied section is a key itself: what was in it is gone.
+        changed = [name for name in dict.fromkeys([*new, *old]) if differs(old, new, name)]
         for name in changed:
             if name not in new:
                 yield f"{name} is gone"
             elif name not in old:
                 yield f"{name} is new"
             else:
-                yield f"{name} is {_shown(new[name])}, not {_shown(old[name])}"
+                yield f"{name} is {_short(new[name])}, not {_short(old[name])}"
 
 
-def _shown(value: Any) -> str:
-    text = (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+def _short(value: Value) -> str:
+    text = shown(value)
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 

@@ -7,6 +7,7 @@ Everything here is read through DVC's own objects, so that matrices, templates, 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,22 @@ def leaves(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Value]:
         else:
             found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def differs(old: Mapping[str, Value], new: Mapping[str, Value], key: str) -> bool:
+    """Whether a key has another value, or exists on one side only; null is a value."""
+    return (key in old, old.get(key)) != (key in new, new.get(key))
+
+
+def shown(value: Value) -> str:
+    """A value as params.yaml would have it, on one line; text in quotes if it could be another."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        json.loads(value)
+    except json.JSONDecodeError:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _followers(graph: Any, stage: Stage) -> frozenset[str]:
