@@ -10,8 +10,9 @@ import pytest
 from little_project import Little, run
 from ruamel.yaml import YAML
 
-from prlhf import cli, lock
+from prlhf import cli
 from prlhf.errors import UserError
+from prlhf.review import lock
 
 
 def stale(little: Little) -> dict[str, str]:
@@ -221,7 +222,7 @@ def test_many_reasons_are_counted(little):
 
 
 def test_another_revision_can_be_checked(little):
-    from prlhf.pipeline import at, open_project
+    from prlhf.review.pipeline import at, open_project
 
     little.write("src/train.py", "other\n")
     little.commit()

@@ -19,13 +19,14 @@ def diff(old: str, new: str, as_json: bool, every: bool) -> None:
     Markdown: the parameters, the stages that they make stale, code and data that do so as well,
     figures before and after, and what a reviewer should not miss.
     """
-    from prlhf import changes, changes_page
+    from prlhf.review import changes, page
+    from prlhf.review.compare import compare
 
-    found = changes.compare(old, new)
+    found = compare(old, new)
     if as_json:
         text = json.dumps(changes.as_json(found), indent=2, ensure_ascii=False, default=str)
     else:
-        text = changes_page.render(found, every_metric=every).rstrip()
+        text = page.render(found, every_metric=every).rstrip()
     click.echo(text)
 
 
@@ -36,6 +37,6 @@ def check_lock() -> None:
     Needs no cache and no results: a fresh clone will do. Fails with a line for every stage whose
     command, parameters, code or data are not those that dvc.lock has.
     """
-    from prlhf import lock
+    from prlhf.review import lock
 
     click.echo(f"dvc.lock: records all {lock.check()} stages as they are")

@@ -17,7 +17,7 @@ from dvc_data.hashfile.hash import hash_file
 from dvc_data.hashfile.tree import Tree
 
 from prlhf.errors import UserError, UserErrors
-from prlhf.pipeline import (
+from prlhf.review.pipeline import (
     WORKSPACE,
     Value,
     at,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from prlhf.changes import SIDES, Changes, File, Metric, Reason, Revision, StaleStage, Warned
-from prlhf.pipeline import WORKSPACE, Value, shown
+from prlhf.review.changes import SIDES, Changes, File, Metric, Reason, Revision, StaleStage, Warned
+from prlhf.review.pipeline import WORKSPACE, Value, shown
 
 MAX_NAMES = 4
 """Names shown of a list in a table; the others are counted."""
