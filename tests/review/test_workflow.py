@@ -103,7 +103,16 @@ def test_what_is_installed_is_enough(request_):
     """No package beyond those of the step, so that no PyTorch has to be installed for a table."""
     words = step(TABLE, "Install")["run"].split()
     assert {"click", "dvc", "pydantic", "ruamel.yaml"} < set(words)
-    heavy = "numpy pandas torch transformers prefect great_expectations datasets pyarrow".split()
+    heavy = [
+        "numpy",
+        "pandas",
+        "torch",
+        "transformers",
+        "prefect",
+        "great_expectations",
+        "datasets",
+        "pyarrow",
+    ]
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({heavy}))\n"
