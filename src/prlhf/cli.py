@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prlhf.commands import params as params_commands
 from prlhf.errors import UserError
 from prlhf.failures import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, EXIT_USER, user_lines
 from prlhf.progress import say
@@ -190,7 +191,16 @@ def summary() -> None:
 
 @app.group(cls=Commands, name="params")
 def params_group() -> None:
-    """Check params.yaml; write its reference."""
+    """Check and compare params.yaml; write its reference."""
+
+
+@app.group(cls=Commands, name="lock")
+def lock_group() -> None:
+    """Check dvc.lock against parameters, code and data."""
+
+
+params_group.add_command(params_commands.diff)
+lock_group.add_command(params_commands.check_lock)
 
 
 @params_group.command("check")
