@@ -143,10 +143,10 @@ def _objects(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, str, An
     elif kind == ".parquet":
         with _parquet(path) as parquet:
             columns = [name for name in parquet.schema_arrow.names if name in wanted]
-            number = 0
-            for batch in parquet.iter_batches(batch_size=4096, columns=columns):
-                for number, record in enumerate(batch.to_pylist(), number + 1):
-                    yield number, f"{path}: row {number}", record
+            batches = parquet.iter_batches(batch_size=4096, columns=columns)
+            records = (record for batch in batches for record in batch.to_pylist())
+            for number, record in enumerate(records, 1):
+                yield number, f"{path}: row {number}", record
     else:
         raise UserError(
             f"a {kind} file has no nested fields", where=path, fix="known: .jsonl, .json, .parquet"

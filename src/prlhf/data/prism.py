@@ -211,14 +211,14 @@ def user_text(entry: Entry) -> str | None:
 
 def _turns(conversation: Entry) -> Iterator[tuple[int, list[Entry]]]:
     """The messages of each turn, in order."""
-    entries = [(entry.integer("turn"), entry) for entry in _history(conversation)]
-    entries.sort(key=lambda item: item[0])
-    for turn, group in itertools.groupby(entries, key=lambda item: item[0]):
+    entries = conversation.children("conversation_history")
+    numbered = sorted(((entry.integer("turn"), entry) for entry in entries), key=_turn)
+    for turn, group in itertools.groupby(numbered, key=_turn):
         yield turn, [entry for _, entry in group]
 
 
-def _history(conversation: Entry) -> list[Entry]:
-    return conversation.children("conversation_history")
+def _turn(numbered: tuple[int, Entry]) -> int:
+    return numbered[0]
 
 
 def _floor(number: float) -> int:

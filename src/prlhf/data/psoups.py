@@ -1,4 +1,4 @@
-"""PSOUPS: six simulated users, each with one of three pairs of opposed tastes (Jang et al., 2023)."""
+"""PSOUPS: six simulated users of three pairs of opposed tastes (Jang et al., 2023)."""
 
 from __future__ import annotations
 
