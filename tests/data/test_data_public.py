@@ -33,7 +33,7 @@ def refused(call: Any, directory: Path) -> str:
 
 def comparison(
     worker: str = "w1",
-    post: int = 0,
+    number: int = 0,
     *,
     texts: tuple[str, str] = ("a short one", "a much longer one"),
     choice: Any = 0,
@@ -42,9 +42,9 @@ def comparison(
 ) -> dict[str, Any]:
     """A row of the configuration `comparisons`."""
     known = {
-        "id": f"t3_{post}",
-        "post": f"Post {post}.\nMore.",
-        "title": f"Title {post}",
+        "id": f"t3_{number}",
+        "post": f"Post {number}.\nMore.",
+        "title": f"Title {number}",
         "subreddit": "AskReddit",
         "site": None,
         "article": None,
@@ -118,8 +118,8 @@ def test_a_row_that_is_left_out_need_not_be_whole(tldr_rows):
 def test_the_prompt_is_the_papers(tldr_rows):
     rows = tldr_rows(
         [
-            comparison(post=3),
-            comparison(post=None, article="An article."),
+            comparison(number=3),
+            comparison(number=4, post=None, article="An article."),
             comparison(post="P", title=None, subreddit=None),
         ]
     )
@@ -128,7 +128,7 @@ def test_the_prompt_is_the_papers(tldr_rows):
         [{"role": "user", "content": text}]
         for text in (
             "SUBREDDIT: r/AskReddit\nTITLE: Title 3\nPOST: Post 3.\nMore.\nTL;DR: ",
-            "SUBREDDIT: r/AskReddit\nTITLE: Title None\nPOST: An article.\nTL;DR: ",
+            "SUBREDDIT: r/AskReddit\nTITLE: Title 4\nPOST: An article.\nTL;DR: ",
             "POST: P\nTL;DR: ",
         )
     ]
@@ -145,9 +145,8 @@ def test_length_labels_follow_the_user_and_not_the_choice(tldr_rows):
         ],
         users=10,
     )
-    groups = rows.groupby("user_id")["group"].unique().map(list)
-    assert sum(groups.tolist(), []).count("longer") == 7, "seven of ten users, each of one mind"
-    assert sum(groups.tolist(), []).count("shorter") == 3
+    groups = rows[["user_id", "group"]].drop_duplicates()["group"].value_counts().to_dict()
+    assert groups == {"longer": 7, "shorter": 3}, "each of one mind"
     assert len(rows) == 10 * 2 * 2, "no opinion on summaries of equal length"
     longer = rows["chosen"].str.len() > rows["rejected"].str.len()
     assert (longer == (rows["group"] == "longer")).all()
@@ -192,7 +191,7 @@ def test_the_hubs_parquet_layout(tmp_path, tldr_params):
     for split in ("train", "validation"):
         path = tmp_path / f"comparisons/{split}/0000.parquet"
         path.parent.mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist([comparison(post=n) for n in range(3)]), path)
+        pq.write_table(pa.Table.from_pylist([comparison(number=n) for n in range(3)]), path)
     # Another configuration, of other fields, beside it.
     pq.write_table(pa.table({"x": [1]}), tmp_path / "axis-validation.parquet")
     parts = public.comparisons(tmp_path)
@@ -244,18 +243,12 @@ def test_a_faulty_comparison_is_named(tldr_rows, tmp_path, record, problem):
     assert line.startswith(f"train.jsonl:2: {problem}")
 
 
-def test_other_rows_than_comparisons(tldr_rows, tmp_path):
+def test_other_rows_than_comparisons(tldr_rows, tldr_params, tmp_path):
     line = refused(lambda: tldr_rows([comparison(policies=("ref", "ppo"))]), tmp_path)
     assert "none of 1 comparisons is between two supervised policies" in line
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
-    line = refused(
-        lambda: (
-            tldr.rows(public.comparisons(tmp_path / "x.parquet"), None, seed=7)
-            if False
-            else list(tldr._comparisons(public.comparisons(tmp_path / "x.parquet"), real=False))
-        ),
-        tmp_path,
-    )
+    parts = public.comparisons(tmp_path / "x.parquet")
+    line = refused(lambda: tldr.rows(parts, tldr_params(), seed=7), tmp_path)
     assert line == 'x.parquet: row 1: "summaries": expected a list, found nothing'
     (tmp_path / "none").mkdir()
     (tmp_path / "none/notes.jsonl").write_text("{}")
@@ -392,8 +385,8 @@ def prism_rows(tmp_path, write_lines) -> Any:
     """Rows made of dialogues; every user of theirs has answered the survey."""
 
     def read(dialogues: list[Any], survey: list[Any] | None = None, **changes: Any) -> pd.DataFrame:
-        users = sorted({each["user_id"] for each in dialogues if isinstance(each, dict)})
-        survey = [participant(user) for user in users] if survey is None else survey
+        if survey is None:
+            survey = [participant(user) for user in sorted({each["user_id"] for each in dialogues})]
         params = SimpleNamespace(**{"seen_users": 1.0, "train_dialogues": 0.9} | changes)
         return prism.rows(
             write_lines(tmp_path / "survey.jsonl", survey),
@@ -493,7 +486,7 @@ def test_seen_users_and_their_dialogues(prism_rows):
     assert rows.groupby("row")["side"].nunique().max() == 1, "a dialogue is whole"
     again = prism_rows(dialogues[::-1], seen_users=0.8).groupby("user_id")["unseen"].first()
     assert again.equals(unseen)
-    assert prism.training_dialogues(["a"] * 0 + list("abcdefghij"), 0.7, 7).__len__() == 7
+    assert len(prism.training_dialogues(list("abcdefghij"), 0.7, 7)) == 7
 
 
 @pytest.mark.parametrize(
