@@ -106,7 +106,7 @@ def _only(root: Path, name: str) -> Path:
 def _download(hub: HubParams, published: Published) -> Path:
     """The published files, from the hub or from its local cache."""
     import huggingface_hub
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     name = hub.id or published.hub_id
     assert name is not None, "checked with the parameters"
@@ -129,4 +129,6 @@ def _download(hub: HubParams, published: Published) -> Path:
             where=name,
             fix="check data.hub.* and the network, or download it and set data.path",
         ) from error
+    # The hub's cache names a snapshot by its commit, which is what to pin.
+    say(f"ingest: {name} is at revision {Path(found).name}")
     return Path(found)

@@ -146,7 +146,9 @@ def _own_sides(
     judged = rows.assign(unit=unit).loc[trained & ~of_unseen, ["unit", "user_id"]]
     judged = judged.drop_duplicates()
     left = judged["user_id"].value_counts().to_dict()
-    users_of = judged.groupby("unit")["user_id"].agg(list).to_dict()
+    users_of: dict[str, list[str]] = {}
+    for name, user in zip(judged["unit"], judged["user_id"], strict=True):
+        users_of.setdefault(name, []).append(user)
     wanted = _count(len(users_of), shares.validation)
     validation: set[str] = set()
     for name in shuffled(users_of, seed, "prompts"):
