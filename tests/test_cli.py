@@ -306,6 +306,7 @@ def test_a_reader_that_goes_away_is_no_error():
     [
         ("ingest", "builtin", True),
         ("ingest", "hub", False),
+        ("ingest", "prism", False),
         ("base-model", "builtin", False),
         ("reference", "hub", True),
     ],
@@ -315,6 +316,8 @@ def test_only_stages_that_fetch_something_may_use_the_network(
 ):
     path = workplace / "params.yaml"
     text = path.read_text()
+    if source == "prism":
+        text = text.replace("source: builtin", "source: prism")
     if source == "hub":
         text = text.replace("source: builtin", "source: hub").replace("id: null", "id: a/b")
     path.write_text(text)

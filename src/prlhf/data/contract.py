@@ -25,6 +25,10 @@ ROW_COLUMNS: Final = (
 )
 """`ingested/rows.parquet`: every source row, in source order."""
 
+SPLIT_COLUMNS: Final = ("side", "unit")
+"""Follow them where a data set brings its own split: `side` is "train" or "test", and the rows of
+one `unit` (a dialogue) stay together; a row without one goes with its prompt."""
+
 PAIR_COLUMNS: Final = (
     "pair_id",
     "prompt_id",
