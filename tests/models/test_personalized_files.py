@@ -144,7 +144,7 @@ def test_the_card(tree: Path) -> None:
     assert card == {
         "format": FORMAT,
         "base": {"path": "../base", **record},
-        "tokens": {"max_prompt": 64, "max_response": 32},
+        "tokens": {"max_prompt": 64, "max_response": 32, "max_user_text": None},
         "users": USERS,
         "user_model": {
             "kind": "cluster",
