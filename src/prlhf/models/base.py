@@ -154,7 +154,8 @@ class Encoder:
     Args:
         tokenizer: the base model's tokenizer; its chat template is used when it has one.
         max_prompt: most tokens of a prompt; the middle of a longer one is left out, so that neither
-            the opening (system message) nor the end (the question, the reply header) is lost.
+            the opening (system message) nor the end (the question, the reply header) is lost. See
+            `encode_within`.
         max_response: most tokens of a response including its end-of-sequence token; a longer one
             is cut at its end and then carries no end-of-sequence token.
         max_user_text: most tokens of a user's text, the line break behind it included; a longer
@@ -194,9 +195,7 @@ class Encoder:
         that reads no user text gets none, whatever is given.
         """
         if prompt not in self._prompts:
-            self._prompts[prompt] = cut_middle(
-                encode_messages(self.tokenizer, messages(prompt)), self.max_prompt
-            )
+            self._prompts[prompt] = encode_within(self.tokenizer, messages(prompt), self.max_prompt)
         if self.max_user_text is None or user_text is None:
             return self._prompts[prompt]
         return [*self._user_text(user_text, self.max_user_text), *self._prompts[prompt]]
@@ -252,6 +251,23 @@ def encode_messages(
         text = "\n".join(message["content"] for message in conversation)
         ids = tokenizer(text)["input_ids"]
     return [int(i) for i in ids]
+
+
+def encode_within(
+    tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]], limit: int
+) -> list[int]:
+    """A conversation in at most `limit` tokens, its middle left out.
+
+    What can be left out whole is: exchanges (a message and its reply) between the first and the
+    last, the oldest of them first, and then the first. Within what remains tokens are cut.
+    """
+    ids = encode_messages(tokenizer, conversation)
+    opening = 1 if conversation[0]["role"] == "system" else 0
+    while len(ids) > limit and len(conversation) >= opening + 3:
+        at = opening + 2 if len(conversation) >= opening + 5 else opening
+        conversation = conversation[:at] + conversation[at + 2 :]
+        ids = encode_messages(tokenizer, conversation)
+    return cut_middle(ids, limit)
 
 
 def cut_middle(ids: list[int], limit: int) -> list[int]:

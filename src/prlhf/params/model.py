@@ -33,7 +33,8 @@ class TokenParams(Section):
 
     max_prompt: int = Field(
         ge=8,
-        description="Most tokens of a prompt; a longer one loses its middle.",
+        description="Most tokens of a prompt; a longer one loses its middle: exchanges between the "
+        "first and the last, then the first, then words.",
     )
     max_response: int = Field(
         ge=2,
