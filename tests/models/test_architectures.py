@@ -190,8 +190,7 @@ def test_a_step_reaches_adapter_and_users(
         if ".lora_" in part
     }
     assert sorted(adapted) == TARGETS.get(name, USUAL)
-    asked = lm.encoder.prompt(canonical_prompt("Why?"), "I am new.")
-    batch = lm.pack([Row(1, asked, [[60, 61, 1], [70, 1]])])
+    batch = lm.pack([Row(1, [33, 34], [[60, 61, 1], [70, 1]])])  # within any window
     found = gradients(lm.train(), lm(batch).logps.sum())
     assert all(part.startswith("user_model") or ".lora_" in part for part in found)
     assert all(slope.any() for slope in found.values())
