@@ -15,7 +15,6 @@ NAMES = {
     "pdpo": "P-DPO",
     "pdpo_individual": "P-DPO, individual",
     "pdpo_text": "P-DPO + text",
-    "group": "LoRA per group",
 }
 """Of the methods that params.yaml defines; others go by their own names."""
 
