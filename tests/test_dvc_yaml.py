@@ -102,6 +102,13 @@ def test_commands_run_the_stage_for_each_method(stage):
     assert declared["desc"]
 
 
+def test_the_prompted_method_has_a_directory_like_a_trained_one():
+    """`generate` and `score` depend on models/METHOD, whatever the method."""
+    assert "models/prompted" in DECLARED["reference"]["outs"]
+    for name in ("generate", "score"):
+        assert "models/${item.method}" in DECLARED[name]["deps"]
+
+
 def test_dvc_expands_the_graph():
     from dvc.repo import Repo
 

@@ -69,7 +69,7 @@ def test_every_committed_key_has_a_comment_or_holds_others():
         and "#" not in text
         and text.split(":", 1)[1].strip()
     ]
-    obvious = {"split: train", "dropout: 0.0"}
+    obvious = {"split: train", "dropout: 0.0", "text: false", "kind: uniform", "kind: cluster"}
     assert set(bare) <= obvious
 
 
@@ -182,7 +182,7 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
         (
             {"compare__trained": "trained: [dpo, cpdo]", "compare__all": "all: [base, dpo, cpdo]"},
             "compare.trained",
-            "names cpdo, but methods has [dpo, pdpo]",
+            f"names cpdo, but methods has [{', '.join(load(ROOT / 'params.yaml').methods)}]",
         ),
         (
             {"compare__trained": "trained: [dpo, pdpo, dpo]"},
@@ -197,12 +197,14 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
         (
             {"compare__all": "all: [dpo, pdpo]"},
             "compare.all",
-            "must name base and all of compare.trained: [base, dpo, pdpo]",
+            "must name base and all of compare.trained: [base, dpo, pdpo]; prompted may stand "
+            "beside them",
         ),
         (
             {"compare__trained": "trained: [pdpo]"},
             "compare.all",
-            "must name base and all of compare.trained: [base, pdpo]",
+            "must name base and all of compare.trained: [base, pdpo]; prompted may stand "
+            "beside them",
         ),
     ],
 )
@@ -273,13 +275,14 @@ def test_other_method_names_and_more_methods_are_fine(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(
         edited(
-            methods__dpo="c-3_x:\n    kind: cluster\n  dpo:",
+            methods__dpo="c-3_x:\n    kind: cluster\n    text: true\n  dpo:",
             compare__trained="trained: [c-3_x, dpo]",
-            compare__all="all: [dpo, base, c-3_x]",
+            compare__all="all: [dpo, base, c-3_x, prompted]",
         )
     )
     params = load(path)
-    assert list(params.methods) == ["c-3_x", "dpo", "pdpo"]
+    assert list(params.methods)[:2] == ["c-3_x", "dpo"]
+    assert params.methods["c-3_x"].text
     assert params.compare.trained == ["c-3_x", "dpo"]
 
 

@@ -139,7 +139,8 @@ def stage_arguments(module: ModuleType, params: Params, method: str | None) -> d
 
 
 def _check_method(params: Params, method: str, stage: Stage) -> None:
-    known = [*(["base"] if stage.methods == "all" else []), *params.methods]
+    untuned = ["base", "prompted"] if stage.methods == "all" else []
+    known = [*untuned, *params.methods]
     if method not in known:
         raise UserError(
             f"unknown method {method}",
@@ -155,7 +156,8 @@ def _may_use_network(stage: Stage, params: Params) -> bool:
 def _stage_command(stage: Stage) -> click.Command:
     options: list[click.Parameter] = []
     if stage.methods:
-        what = "a key of methods in params.yaml" + (", or base" * (stage.methods == "all"))
+        what = "a key of methods in params.yaml"
+        what += ", or base or prompted" * (stage.methods == "all")
         options.append(
             click.Option(
                 ["--method"], required=True, metavar="METHOD", help=f"Which model: {what}."

@@ -17,7 +17,7 @@ class Stage:
         module: The module of `prlhf.stages` that runs it.
         summary: One line for `prlhf --help`.
         detail: What `prlhf <stage> --help` adds.
-        methods: What `--method` takes: nothing, a trained method, or also `base`.
+        methods: What `--method` takes: nothing, a trained method, or also an untuned one.
     """
 
     name: str

@@ -19,7 +19,7 @@ from prlhf.params.training import (
     UserModelParams,
 )
 
-RESERVED = ("base", "user_model")
+RESERVED = ("base", "prompted", "user_model")
 """Directories under models/ that are no trained method's."""
 
 

@@ -62,6 +62,10 @@ class MethodParams(Section):
         description="The preference assumption. `uniform`: no user tokens, plain DPO; "
         "`individual`: an offset per user; `cluster`: a mixture of K cluster embeddings per user."
     )
+    text: bool = Field(
+        description="Whether it reads `user_text`, what is known of the user in words, in front of "
+        "the prompt; for unknown users, too."
+    )
 
 
 class CompareParams(Section):
@@ -72,8 +76,8 @@ class CompareParams(Section):
     )
     all: list[str] = Field(
         min_length=1,
-        description="The models to answer, score and evaluate: `base`, the untuned model, and all "
-        "of `trained`, each once.",
+        description="The models to answer, score and evaluate: `base`, the untuned model, all of "
+        "`trained`, and `prompted` if wanted, the untuned model behind the user's text; each once.",
     )
 
     @model_validator(mode="after")
@@ -83,8 +87,12 @@ class CompareParams(Section):
                 raise conflict(key, f"names {', '.join(twice)} more than once")
         # A model that is evaluated but not trained would be one of other parameters.
         wanted = ["base", *self.trained]
-        if set(self.all) != set(wanted):
-            raise conflict("all", f"must name base and all of compare.trained: {listed(wanted)}")
+        if set(self.all) - {"prompted"} != set(wanted):
+            raise conflict(
+                "all",
+                f"must name base and all of compare.trained: {listed(wanted)}; prompted may stand "
+                "beside them",
+            )
         return self
 
 
