@@ -136,9 +136,9 @@ def test_a_stage_gets_its_sections_and_no_others(stage, workplace, capsys):
     assert cli.execute(["generate", "--method", "base"]) == 0
     assert calls.pop() == {"tokens": params.tokens, "name": "base"}
 
-    stage("evaluate", record, "methods")
+    stage("evaluate", record, "methods", "compare")
     assert cli.execute(["evaluate"]) == 0
-    assert calls.pop() == {"methods": params.methods}
+    assert calls.pop() == {"methods": params.methods, "compare": params.compare}
 
 
 def test_a_stage_says_that_it_starts_and_how_long_it_took(stage, capsys):
@@ -340,7 +340,7 @@ def test_params_check(workplace, capsys):
     path = workplace / "params.yaml"
     path.write_text(path.read_text().replace("\n  dpo:", "\n  other:"))
     assert cli.execute(["params", "check"]) == 2
-    assert "dvc.yaml: vars.trained: is [dpo, pdpo]" in capsys.readouterr().err
+    assert "compare.trained: names dpo, but methods has [other, " in capsys.readouterr().err
 
 
 def test_params_docs(workplace, capsys):

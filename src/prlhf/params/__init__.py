@@ -11,6 +11,7 @@ from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.schema import Params
 from prlhf.params.section import Section
 from prlhf.params.training import (
+    CompareParams,
     LoraParams,
     MethodParams,
     PretrainParams,
@@ -20,6 +21,7 @@ from prlhf.params.training import (
 
 __all__ = [
     "ColumnParams",
+    "CompareParams",
     "DataParams",
     "EvaluateParams",
     "GenerateParams",

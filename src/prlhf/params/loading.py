@@ -107,7 +107,7 @@ def _explain(error: ValidationError, document: CommentedMap, path: Path) -> list
 def _problem(
     detail: ErrorDetails, key: tuple[str, ...], field: FieldInfo | None
 ) -> tuple[str, str | None]:
-    if detail["loc"][-1] == "[key]":
+    if detail["loc"][-1:] == ("[key]",):
         return (
             "is no name for a method",
             f"use letters, digits, - and _; taken: {', '.join(RESERVED)}",

@@ -21,6 +21,7 @@ from prlhf.training.soft_prompt import train_soft_prompts
 
 if TYPE_CHECKING:
     from prlhf.params import (
+        CompareParams,
         MethodParams,
         ModelParams,
         PretrainParams,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         UserModelParams,
     )
 
-PARAMS: Final = ("seed", "model", "tokens", "user_model", "pretrain", "methods")
+PARAMS: Final = ("seed", "model", "tokens", "user_model", "pretrain", "methods", "compare")
 
 BASE: Final = Path("models/base")
 PREPARED: Final = Path("data/prepared")
@@ -45,6 +46,7 @@ def run(
     user_model: UserModelParams,
     pretrain: PretrainParams,
     methods: Mapping[str, MethodParams],
+    compare: CompareParams,
 ) -> None:
     """Write `models/user_model` and `reports/pretrain.json`."""
     tables = {
@@ -91,7 +93,7 @@ def run(
         base = load_base(BASE, model.dtype)
         encoder = Encoder(base.tokenizer, tokens.max_prompt, tokens.max_response)
         pairs = encode_pairs(tables["train"], reference.logps, encoder)
-        kinds = sorted({method.kind for method in methods.values()} - {"uniform"})
+        kinds = sorted({methods[name].kind for name in compare.trained} - {"uniform"})
         report["loss"] = {}
         for kind in kinds:
             start = pretrained.initial(kind, base)
