@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import click
@@ -71,11 +72,21 @@ def flags(name: str) -> None:
 def table(options: tuple[str, ...]) -> None:
     """Compare runs by their key figures.
 
-    Runs `dvc exp show` without the columns of reports/metrics.json and without those that are the
-    same in all runs. OPTIONS are passed on to it: --md, --csv, --sort-by pdpo.accuracy, ...
+    Runs `dvc exp show` without the columns of files and of reports/metrics.json, and without those
+    that are the same in all runs. OPTIONS are passed on to it: --md, --csv, --sort-by COLUMN, ...
     """
     from prlhf.io import read_json
 
     sections = "|".join(sorted(read_json("reports/metrics.json")))
-    arguments = ["dvc", "exp", "show", "--only-changed", "--drop", rf"({sections})\."]
+    arguments = [
+        "dvc",
+        "exp",
+        "show",
+        "--only-changed",
+        "--drop",
+        rf"({sections})\.|.*/|params\.yaml$",
+    ]
+    if not (sys.stdout.isatty() or {"--md", "--csv", "--json"} & set(options)):
+        # Without a terminal DVC would squeeze the table into 80 columns.
+        arguments.append("--md")
     os.execvp("dvc", [*arguments, *options])
