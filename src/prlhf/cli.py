@@ -149,7 +149,7 @@ def _check_method(params: Params, method: str, stage: Stage) -> None:
 
 
 def _may_use_network(stage: Stage, params: Params) -> bool:
-    return stage.name == "base_model" or (stage.name == "ingest" and params.data.source == "hub")
+    return stage.name == "base_model" or (stage.name == "ingest" and params.data.remote)
 
 
 def _stage_command(stage: Stage) -> click.Command:

@@ -4,7 +4,15 @@ Stages are handed the sections they declare in `dvc.yaml` and import these class
 only, so that a change here re-runs nothing by itself.
 """
 
-from prlhf.params.data import ColumnParams, DataParams, HubParams, SplitParams, ValidateParams
+from prlhf.params.data import (
+    ColumnParams,
+    DataParams,
+    HubParams,
+    PrismParams,
+    SplitParams,
+    TldrParams,
+    ValidateParams,
+)
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
 from prlhf.params.loading import load
 from prlhf.params.model import ModelParams, TokenParams
@@ -31,8 +39,10 @@ __all__ = [
     "ModelParams",
     "Params",
     "PretrainParams",
+    "PrismParams",
     "Section",
     "SplitParams",
+    "TldrParams",
     "TokenParams",
     "TrainParams",
     "UserModelParams",
