@@ -21,8 +21,8 @@ class HubParams(Section):
     """`data.hub`: a data set on the Hugging Face hub."""
 
     id: str | None = Field(
-        description="`org/name`; needed when `data.source` is `hub`. For `tldr` and `prism` null is "
-        "where they are published."
+        description="`org/name`; needed when `data.source` is `hub`. For `tldr` and `prism` null "
+        "is where they are published."
     )
     config: str | None = Field(description="The data set's configuration; null for its default.")
     split: str = Field(
