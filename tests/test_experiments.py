@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from prlhf import cli, experiments
 from prlhf.errors import UserError, UserErrors
 from prlhf.evaluation.key_figures import key_figures
-from prlhf.params import load
+from prlhf.params import Params, load
 from prlhf.params.overrides import overridden
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,6 +163,54 @@ def test_hydra_reads_what_was_meant(value):
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"))))
 def test_hydra_reads_any_text(text):
     assert parsed(experiments.hydra(text)) == text
+
+
+def applied(path: Path, words: list[str]) -> Params:
+    """What `dvc exp run` makes of params.yaml, by its own code."""
+    from dvc.utils.hydra import apply_overrides
+
+    apply_overrides(path, [word for word in words if word != "-S"])
+    return load(path)
+
+
+def words_of_bash(name: str) -> list[str]:
+    """`$(prlhf experiment flags NAME)` as a shell passes it on."""
+    line = " ".join(experiments.flags(experiments.read(name)))
+    script = f"printf '%s\\n' $(cat <<'EOF'\n{line}\nEOF\n)"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in experiments.names(ROOT / "experiments") if not name.startswith("grid-")],
+)
+def test_dvc_makes_the_same_parameters_of_the_flags(overlay, name):
+    shutil.copytree(ROOT / "experiments", "experiments", dirs_exist_ok=True)
+    wanted = Path("wanted.yaml")
+    wanted.write_text(overridden(COMMITTED, experiments.overrides(name)), encoding="utf-8")
+    assert applied(Path("params.yaml"), words_of_bash(name)) == load(wanted)
+
+
+def test_dvc_makes_the_same_of_values_that_look_like_others(overlay):
+    overlay(
+        "tricky",
+        "# Tricky.\nmodel: {revision: '1e5', name: \"it's/null\"}\n"
+        "data: {hub: {config: 'null', split: 'a,b', id: '[x]'}, columns: {weight: null}}\n"
+        "train: {max_steps: null, lora: {targets: ['true', q_proj]}, lora_lr: 1.0e-5}\n"
+        "methods: {mine: {kind: individual}}\ncompare: {trained: [mine], all: [base, mine]}\n",
+    )
+    params = applied(Path("params.yaml"), words_of_bash("tricky"))
+    assert (params.model.revision, params.model.name) == ("1e5", "it's/null")
+    assert (params.data.hub.config, params.data.hub.split, params.data.hub.id) == (
+        *("null", "a,b", "[x]"),
+    )
+    assert params.data.columns.weight is None
+    assert params.train.max_steps is None
+    assert params.train.lora.targets == ["true", "q_proj"]
+    assert params.train.lora_lr == 1e-5
+    assert params.compare.trained == ["mine"]
+    assert params.methods["mine"].kind == "individual"
 
 
 def test_flags_are_words_of_a_shell(overlay):
