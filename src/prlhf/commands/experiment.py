@@ -78,14 +78,8 @@ def table(options: tuple[str, ...]) -> None:
     from prlhf.io import read_json
 
     sections = "|".join(sorted(read_json("reports/metrics.json")))
-    arguments = [
-        "dvc",
-        "exp",
-        "show",
-        "--only-changed",
-        "--drop",
-        rf"({sections})\.|.*/|params\.yaml$",
-    ]
+    hidden = rf"({sections})\.|.*/|params\.yaml$|Executor$"
+    arguments = ["dvc", "exp", "show", "--only-changed", "--drop", hidden]
     if not (sys.stdout.isatty() or {"--md", "--csv", "--json"} & set(options)):
         # Without a terminal DVC would squeeze the table into 80 columns.
         arguments.append("--md")
