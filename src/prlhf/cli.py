@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prlhf.commands import experiment as experiment_commands
 from prlhf.commands import params as params_commands
 from prlhf.errors import UserError
 from prlhf.failures import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, EXIT_USER, user_lines
@@ -189,6 +190,20 @@ def summary() -> None:
     click.echo(render(read_json(METRICS)).rstrip())
     if REPORT.exists():
         click.echo(f"\nReport: {REPORT.resolve()}")
+
+
+@app.group(cls=Commands, name="experiment")
+def experiment_group() -> None:
+    """Run other settings by name: the overlays in experiments/."""
+
+
+for _command in (
+    experiment_commands.list_experiments,
+    experiment_commands.show,
+    experiment_commands.flags,
+    experiment_commands.table,
+):
+    experiment_group.add_command(_command)
 
 
 @app.group(cls=Commands, name="params")

@@ -93,7 +93,7 @@ STAGES = (
         "evaluate",
         "evaluate",
         "Compute metrics with confidence intervals.",
-        "Writes reports/metrics.json, tables and plots.",
+        "Writes reports/metrics.json, its key figures in reports/headline.json, tables and plots.",
     ),
     Stage(
         "report",

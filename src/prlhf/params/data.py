@@ -10,6 +10,12 @@ from prlhf.params.section import Section, conflict
 
 SEED_DATA = "data/seed"
 
+PUBLIC_HUB_IDS = {
+    "tldr": "openai/summarize_from_feedback",
+    "prism": "HannahRoseKirk/prism-alignment",
+}
+"""Where the public data sets are on the hub; PSOUPS' authors publish theirs elsewhere."""
+
 
 class HubParams(Section):
     """`data.hub`: a data set on the Hugging Face hub."""

@@ -10,6 +10,7 @@ import pandas as pd
 from prlhf.evaluation import metrics, tables
 from prlhf.evaluation.answers import BASE
 from prlhf.evaluation.judges import get_judge
+from prlhf.evaluation.key_figures import key_figures
 from prlhf.evaluation.statistics import Bootstrap
 from prlhf.io import read_json, read_parquet, write_json, write_text
 
@@ -27,8 +28,8 @@ REPORTS = Path("reports")
 def run(*, seed: int, compare: CompareParams, evaluate: EvaluateParams) -> None:
     """Evaluate the base model and every other model in `compare.all`.
 
-    Writes reports/metrics.json, reports/evaluation.json (judge, notes, samples),
-    reports/per_user.csv and the tables under reports/plots/.
+    Writes reports/metrics.json, its key figures in reports/headline.json, reports/evaluation.json
+    (judge, notes, samples), reports/per_user.csv and the tables under reports/plots/.
     """
     users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen"])
     dataset = read_json(PREPARED / "dataset.json")
@@ -52,6 +53,7 @@ def run(*, seed: int, compare: CompareParams, evaluate: EvaluateParams) -> None:
         if (path := REPORTS / "curves" / f"{name}.csv").exists()
     }
     write_json(REPORTS / "metrics.json", result.metrics)
+    write_json(REPORTS / "headline.json", key_figures(result.metrics))
     write_json(
         REPORTS / "evaluation.json",
         {
