@@ -263,7 +263,7 @@ def test_answers_are_scored_without_their_end(base_lm: PersonalizedLM) -> None:
             "text": ["Because.", "", "A much longer answer than any response may be"],
         }
     )
-    scores = score_generations(base_lm, generated, "test")
+    scores, features = score_generations(base_lm, generated, "test")
     assert list(scores.columns) == ["generation_id", "nll", "tokens"]
     assert scores["generation_id"].tolist() == ["g1", "g2", "g3"]
     assert scores["tokens"].tolist() == [8, 0, 45]
@@ -274,11 +274,19 @@ def test_answers_are_scored_without_their_end(base_lm: PersonalizedLM) -> None:
         prompt = base_lm.encoder.prompt(generated["prompt"][i])
         expected = -naive.response_logp(exact, None, prompt, ids).item()
         assert scores["nll"][i] == pytest.approx(expected, rel=1e-4)
+    # Features are those of the reference pass, for which a response has an end.
+    rows = [
+        Row(GENERIC, base_lm.encoder.prompt(PROMPTS[i]), [base_lm.encoder.response(text)])
+        for i, text in ((0, "Because."), (1, ""))
+    ]
+    expected = base_lm.score(rows, label="test", features=True).features
+    assert torch.allclose(features[:2], expected, atol=1e-5)
+    assert features.shape == (3, base_lm.base.hidden_size)
 
 
 def test_nothing_but_empty_answers(base_lm: PersonalizedLM) -> None:
     generated = pd.DataFrame({"generation_id": ["g1"], "prompt": [PROMPTS[0]], "text": [""]})
-    scores = score_generations(base_lm, generated, "test")
+    scores, _ = score_generations(base_lm, generated, "test")
     assert (scores["nll"][0], scores["tokens"][0]) == (0, 0)
 
 

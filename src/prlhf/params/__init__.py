@@ -6,6 +6,7 @@ only, so that a change here re-runs nothing by itself.
 
 from prlhf.params.data import ColumnParams, DataParams, HubParams, SplitParams, ValidateParams
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
+from prlhf.params.judging import JudgeParams, LlmJudgeParams, RewardJudgeParams
 from prlhf.params.loading import load
 from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.schema import Params
@@ -24,11 +25,14 @@ __all__ = [
     "EvaluateParams",
     "GenerateParams",
     "HubParams",
+    "JudgeParams",
+    "LlmJudgeParams",
     "LoraParams",
     "MethodParams",
     "ModelParams",
     "Params",
     "PretrainParams",
+    "RewardJudgeParams",
     "Section",
     "SplitParams",
     "TokenParams",

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from prlhf.params.data import DataParams, SplitParams, ValidateParams
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
+from prlhf.params.judging import JudgeParams
 from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.section import Section
 from prlhf.params.training import MethodParams, PretrainParams, TrainParams, UserModelParams
@@ -49,4 +50,5 @@ class Params(Section):
     )
     train: TrainParams
     generate: GenerateParams
+    judge: JudgeParams
     evaluate: EvaluateParams

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prlhf.evaluation import metrics, tables
 from prlhf.evaluation.answers import BASE
-from prlhf.evaluation.judges import get_judge
+from prlhf.evaluation.measured import Tables, Thresholds
 from prlhf.evaluation.statistics import Bootstrap
+from prlhf.evaluation.wins import Verdicts
 from prlhf.io import read_json, read_parquet, write_json, write_text
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ PARAMS = ("seed", "methods", "evaluate")
 PREPARED = Path("data/prepared")
 GENERATED = Path("data/generated")
 SCORES = Path("data/scores")
+JUDGED = Path("data/judged")
 REPORTS = Path("reports")
 
 
@@ -34,14 +36,14 @@ def run(*, seed: int, methods: Mapping[str, MethodParams], evaluate: EvaluatePar
     names = [BASE, *methods]
     users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen"])
     dataset = read_json(PREPARED / "dataset.json")
-    judge = get_judge(evaluate.judge, dataset.get("task"))
+    judged = read_json(JUDGED / "judge.json")
     result = metrics.evaluate(
         {name: _tables(name) for name in names},
         read_parquet(PREPARED / "test.parquet"),
         users[~users["seen"].astype(bool)],
-        judge=judge,
+        verdicts=_verdicts(judged),
         bootstrap=Bootstrap(seed, evaluate.bootstrap, evaluate.confidence),
-        thresholds=metrics.Thresholds(evaluate.degenerate_repetition, evaluate.degenerate_nll),
+        thresholds=Thresholds(**judged["degenerate"]),
     )
     maps = {
         name: read_parquet(path)
@@ -53,9 +55,7 @@ def run(*, seed: int, methods: Mapping[str, MethodParams], evaluate: EvaluatePar
         REPORTS / "evaluation.json",
         {
             "dataset": {key: dataset.get(key) for key in ("name", "source", "task")},
-            "judge": None
-            if judge is None
-            else {"name": judge.name, "description": judge.description},
+            "judge": next(iter(judged["judges"]), None),
             "methods": [
                 {"name": name, "personalised": personal}
                 for name, personal in result.personalised.items()
@@ -72,9 +72,18 @@ def run(*, seed: int, methods: Mapping[str, MethodParams], evaluate: EvaluatePar
     _write_csv("plots/embeddings.csv", tables.embeddings(maps, seed))
 
 
-def _tables(name: str) -> metrics.Tables:
+def _verdicts(judged: Mapping[str, Any]) -> Verdicts | None:
+    kinds = [str(one["kind"]) for one in judged["judges"]]
+    if not kinds:
+        return None
+    return Verdicts(
+        read_parquet(JUDGED / "verdicts.parquet"), read_parquet(JUDGED / "choices.parquet"), kinds
+    )
+
+
+def _tables(name: str) -> Tables:
     pairs = SCORES / name / "pairs.parquet"
-    return metrics.Tables(
+    return Tables(
         generated=read_parquet(GENERATED / f"{name}.parquet"),
         scores=read_parquet(SCORES / name / "generations.parquet"),
         # The base model is its own reference: its margins are all zero, and not scored.
