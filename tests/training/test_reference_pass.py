@@ -25,6 +25,7 @@ from prlhf.io import content_hash
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM, Scores
+from prlhf.models.user_model import GENERIC
 from prlhf.training.pairs import encode_pairs
 from prlhf.training.reference import (
     distinct_texts,
@@ -275,12 +276,13 @@ def test_answers_are_scored_without_their_end(base_lm: PersonalizedLM) -> None:
         expected = -naive.response_logp(exact, None, prompt, ids).item()
         assert scores["nll"][i] == pytest.approx(expected, rel=1e-4)
     # Features are those of the reference pass, for which a response has an end.
+    encoder = Encoder(base_lm.base.tokenizer, 64, 64)
     rows = [
-        Row(GENERIC, base_lm.encoder.prompt(PROMPTS[i]), [base_lm.encoder.response(text)])
-        for i, text in ((0, "Because."), (1, ""))
+        Row(GENERIC, encoder.prompt(prompt), [encoder.response(text)])
+        for prompt, text in zip(generated["prompt"], generated["text"], strict=True)
     ]
     expected = base_lm.score(rows, label="test", features=True).features
-    assert torch.allclose(features[:2], expected, atol=1e-5)
+    assert torch.allclose(features, expected, atol=1e-5)
     assert features.shape == (3, base_lm.base.hidden_size)
 
 

@@ -117,7 +117,7 @@ def judge(table: pd.DataFrame, judges: Mapping[str, Judge]) -> Judged:
         found = one.verdicts(asked)
         found.index = table.index[open_ & known]
         verdicts = settled.where(known, pd.NA)
-        verdicts[found.index] = found.pop("verdict")
+        verdicts.loc[found.index] = found.pop("verdict")
         columns[column_of(kind, judges)] = verdicts
         columns |= {str(name): found[name].reindex(table.index) for name in found.columns}
     broken = ((table["first_state"] != HEALTHY) | (table["second_state"] != HEALTHY)).sum()
@@ -149,16 +149,16 @@ def judge_choices(
     import pandas as pd
 
     table = test.rename(columns={"chosen": "first", "rejected": "second"}).reset_index(drop=True)
-    ranks = order.reset_index(drop=True).rank(method="first").to_numpy()
+    ranks = np.argsort(np.argsort(np.asarray(order), kind="stable"))
     columns = {}
     for kind, one in judges.items():
         known = one.knows(table)
         limit = most.get(kind)
         if limit is not None:
-            known &= np.isin(ranks, np.sort(ranks[known])[:limit])
+            known = known & np.isin(ranks, np.sort(ranks[known])[:limit])
         found = one.verdicts(table.loc[known, list(QUESTION_COLUMNS)].reset_index(drop=True))
         verdicts = pd.Series(pd.NA, index=table.index, dtype="Int8")
-        verdicts[known] = found["verdict"].to_numpy()
+        verdicts.loc[known] = found["verdict"].to_numpy()
         columns[column_of(kind, judges)] = verdicts
     judged = table[list(CHOICE_KEYS)].assign(**columns)
     return judged.dropna(subset=list(columns), how="all").reset_index(drop=True)

@@ -189,7 +189,8 @@ _FIELD = re.compile(r"\"?winner\"?\s*[:=]\s*\"?(?:answer[ _]?)?(a|b|tie)\b", re.
 _ALONE = re.compile(r"\W*(?:answer[ _]?)?(a|b|tie)\W*", re.IGNORECASE)
 _MARKED = re.compile(r"\[\[\s*(A|B|[Tt]ie)\s*\]\]")
 _SAID = re.compile(
-    r"(?:[Ww]inner|[Vv]erdict|[Cc]hoice|[Aa]nswer)\W*(?:is|:)\W*(?:[Aa]nswer )?(A|B|[Tt]ie)\b(?=\W*(?:\n|$)|[.,;])"
+    r"(?:[Ww]inner|[Vv]erdict|[Cc]hoice|[Aa]nswer)\W*(?:is|:)\W*(?:[Aa]nswer )?"
+    r"(A|B|[Tt]ie)\b(?=\W*(?:\n|$)|[.,;])"
 )
 _WINNERS: Mapping[str, Winner] = {"a": "A", "b": "B", "tie": "tie"}
 _VALUE = re.compile(r"(?:answer[ _]?)?(a|b|tie)", re.IGNORECASE)

@@ -1,8 +1,8 @@
 """A reward model as judge: a P-RM that learned the users from pairs it is not asked about.
 
 It must not have learned from what it judges, nor, if it can be helped, from what the judged models
-were trained on: it would then repeat their mistakes and call them right. Test prompts are dealt into
-folds, and a prompt is judged by a model fitted to
+were trained on: it would then repeat their mistakes and call them right. Test prompts are dealt
+into folds, and a prompt is judged by a model fitted to
 
 - the users' test pairs about prompts of other folds, and their validation pairs, neither of which
   the judged models were trained on;
@@ -98,12 +98,12 @@ class CrossFitted:
         self, users: Sequence[str], prompts: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.float64]:
         rewards = np.full(len(users), np.nan)
-        fold = np.array([self.folds.get(prompt, -1) for prompt in prompts])
+        known = self.knows(users, prompts)
         for number, one in enumerate(self.fitted):
-            rows = np.array(
-                [i for i in np.flatnonzero(fold == number) if users[i] in one.users], dtype=int
-            )
-            if len(rows):
+            rows = [
+                i for i, prompt in enumerate(prompts) if known[i] and self.folds[prompt] == number
+            ]
+            if rows:
                 features = self.features.of([prompts[i] for i in rows], [answers[i] for i in rows])
                 indices = torch.tensor([one.users[users[i]] for i in rows])
                 # The reward is linear: the reward of a text is its difference from nothing.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from prlhf.errors import UserError
 from prlhf.evaluation.answers import BASE
-from prlhf.evaluation.comparisons import comparisons, judge_choices, some_users
+from prlhf.evaluation.comparisons import column_of, comparisons, judge_choices, some_users
 from prlhf.evaluation.comparisons import judge as judge_all
 from prlhf.evaluation.judges import Judge, get_oracle
 from prlhf.evaluation.measured import Tables, Thresholds, measure, reading_order
@@ -87,12 +87,11 @@ def _say_what_came_of_it(
 ) -> None:
     counts = about["comparisons"]
     say(
-        f"judge: {next(iter(judges.values())).name}, {counts['all']} comparisons, {counts['asked']} "
-        f"of them asked about"
+        f"judge: {next(iter(judges.values())).name}, {counts['all']} comparisons, "
+        f"{counts['asked']} of them asked about"
     )
     for kind, one in judges.items():
-        column = "verdict" if kind == next(iter(judges)) else f"verdict_{kind}"
-        found = choices[column].dropna().astype(float)
+        found = choices[column_of(kind, judges)].dropna().astype(float)
         if len(found):
             say(
                 f"judge: {one.name} takes {((found + 1) / 2).mean():.3f} of {len(found)} choices "
