@@ -170,6 +170,29 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
             "leaves no prompt for training: validation + test must be < 1",
         ),
         (
+            {"judge__kind": "kind: none", "judge__also": "also: [oracle]"},
+            "judge.also",
+            "must be empty when judge.kind is none",
+        ),
+        (
+            {"judge__kind": "kind: oracle", "judge__also": "also: [oracle]"},
+            "judge.also",
+            "names a judge twice, or the one of judge.kind",
+        ),
+        (
+            {"judge__kind": "kind: llm", "judge__llm__model": "model: null"},
+            "judge.llm.model",
+            "must name a model when the judge is llm",
+        ),
+        (
+            {
+                "judge__llm__max_cost": "max_cost: 1.0",
+                "judge__llm__price_input": "price_input: 0.0",
+            },
+            "judge.llm.max_cost",
+            "needs judge.llm.price_input or price_output above 0",
+        ),
+        (
             {"data__source": "source: local", "data__path": "path: data/seed"},
             "data.path",
             "must name your file or directory when data.source is local",
