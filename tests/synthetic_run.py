@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from safetensors.torch import save_file
 
-from prlhf.io import content_hash, write_json, write_parquet, write_text
+from prlhf.io import atomic_path, content_hash, write_json, write_parquet, write_text
+from prlhf.training.reference import Reference, distinct_texts, save_reference, text_key
 
 SUBJECTS = ("tea", "rain", "shoes", "sleep", "bread", "trains", "owls", "paint", "maps", "soap")
 PROSE = """
@@ -101,6 +104,7 @@ def write_run(
     held_out = _pairs(rng, users, true_group, texts, ids, pairs_per_user)
     test = held_out[held_out["seen"]].drop(columns=["seen", "like_majority"])
     write_parquet(root / "data/prepared/test.parquet", test.reset_index(drop=True))
+    _write_other_splits(root / "data/prepared", seed, users, true_group, pairs_per_user)
     write_parquet(root / "data/prepared/users.parquet", users)
     write_json(
         root / "data/prepared/dataset.json",
@@ -161,6 +165,49 @@ def _pairs(
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _write_other_splits(
+    folder: Path, seed: int, users: pd.DataFrame, true_group: Sequence[str], pairs_per_user: int
+) -> None:
+    """Pairs about prompts of their own: half to train on, half to validate with."""
+    rng = np.random.default_rng([seed, 1])
+    texts = [prompt_text(number) for number in range(1000, 1000 + 2 * pairs_per_user)]
+    ids = [content_hash(text) for text in texts]
+    pairs = _pairs(rng, users, true_group, texts, ids, pairs_per_user)
+    train = pairs["prompt"].isin(texts[::2])
+    pairs = pairs.drop(columns="like_majority")
+    for split, rows in (("train", train), ("validation", ~train)):
+        table = pairs[rows & pairs["seen"]].drop(columns="seen")
+        write_parquet(folder / f"{split}.parquet", table.reset_index(drop=True))
+    unseen = pairs[~pairs["seen"]].drop(columns="seen")
+    unseen = unseen.assign(prompt_split=np.where(train[unseen.index], "train", "validation"))
+    write_parquet(folder / "unseen.parquet", unseen.reset_index(drop=True))
+
+
+def write_features(root: Path) -> None:
+    """Features of all texts of a run, the first of which is the number of words."""
+    tables = {
+        split: pd.read_parquet(root / f"data/prepared/{split}.parquet")
+        for split in ("train", "validation", "test", "unseen")
+    }
+    texts = distinct_texts(tables.values())
+    keys = [text_key(prompt, text) for prompt, found in texts.items() for text in found]
+    rows = dict(zip(keys, range(len(keys)), strict=True))
+    values = torch.cat([_features(found) for found in texts.values()])
+    zero = dict.fromkeys(keys, 0)
+    with atomic_path(root / "data/reference", directory=True) as folder:
+        save_reference(Reference(dict.fromkeys(keys, 0.0), zero, values, rows), folder)
+    for path in (root / "data/generated").glob("*.parquet"):
+        found = _features(list(pd.read_parquet(path)["text"]))
+        out = root / "data/scores" / path.stem / "features.safetensors"
+        save_file({"features": found}, str(out))
+
+
+def _features(texts: Sequence[str]) -> torch.Tensor:
+    return torch.tensor(
+        [[len(text.split()), text.count("e"), text.count("a"), 1.0] for text in texts]
+    )
 
 
 def _generated(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prlhf.evaluation import accuracy, tables
-from prlhf.evaluation.answers import answers_to_unseen, method_order
+from prlhf.evaluation.answers import method_order
+from prlhf.evaluation.comparisons import comparisons, judge_choices
+from prlhf.evaluation.comparisons import judge as judge_all
 from prlhf.evaluation.headline import main_method
 from prlhf.evaluation.judges import ORACLES
-from prlhf.evaluation.metrics import Evaluation, Tables, Thresholds, evaluate
+from prlhf.evaluation.measured import Tables, Thresholds, measure, reading_order
+from prlhf.evaluation.metrics import Evaluation, evaluate
 from prlhf.evaluation.statistics import Bootstrap
 from prlhf.evaluation.summary import render
+from prlhf.evaluation.wins import Verdicts
 
 PROMPT = json.dumps([{"role": "user", "content": "Why?"}])
 LONG, MIDDLE, SHORT = "a b c d e f", "a b c d", "a b"
@@ -94,6 +99,7 @@ def held_out_pairs():
                 "prompt_id": f"p{i}",
                 "user_id": user,
                 "group": group,
+                "prompt": PROMPT,
                 "chosen": LONG if long_first else SHORT,
                 "rejected": SHORT if long_first else LONG,
             }
@@ -104,7 +110,22 @@ def held_out_pairs():
     return pd.DataFrame(rows), own
 
 
-def small_evaluation(judge=ORACLES["length"], **changes) -> Evaluation:
+THRESHOLDS = Thresholds(repetition=0.3, nll_above_base=3.0)
+
+
+def judged(judges, methods, test, unseen_users) -> Verdicts | None:
+    """What the judge stage would leave behind."""
+    if not judges:
+        return None
+    order = reading_order(methods)
+    table = comparisons(measure(methods, list(order), THRESHOLDS, []), order, unseen_users)
+    choices = judge_choices(test, judges, {}, test["pair_id"])
+    return Verdicts(judge_all(table, judges).table, choices, list(judges))
+
+
+def small_evaluation(
+    judges=MappingProxyType({"oracle": ORACLES["length"]}), **changes
+) -> Evaluation:
     test, own = held_out_pairs()
     base = generated_table("base", {"p0": MIDDLE, "p1": MIDDLE})
     dpo = generated_table("dpo", {"p0": LONG, "p1": ""})
@@ -123,13 +144,14 @@ def small_evaluation(judge=ORACLES["length"], **changes) -> Evaluation:
         "base": Tables(base, scores_table(base, 1.0)),
         **changes,
     }
+    unseen_users = pd.DataFrame({"user_id": ["dee", "eve"], "group": ["shorter", "longer"]})
     return evaluate(
         methods,
         test,
-        pd.DataFrame({"user_id": ["dee", "eve"], "group": ["shorter", "longer"]}),
-        judge=judge,
+        unseen_users,
+        verdicts=judged(judges, methods, test, unseen_users),
         bootstrap=Bootstrap(seed=1, replicates=200),
-        thresholds=Thresholds(repetition=0.3, nll_above_base=3.0),
+        thresholds=THRESHOLDS,
     )
 
 
@@ -257,7 +279,7 @@ def test_pair_gains_add_up_to_the_macro_gain():
 
 
 def test_without_judge_or_base_the_rest_is_computed_and_a_note_says_so():
-    result = small_evaluation(judge=None, base=Tables())
+    result = small_evaluation(judges=None, base=Tables())
     assert "win_rate" not in result.metrics
     assert "judge_agreement" not in result.metrics
     assert "base_mean_nll" not in result.metrics["fluency"]["pdpo"]
@@ -295,15 +317,22 @@ def test_the_headline_is_not_about_a_model_without_training():
 
 
 def test_unseen_users_get_answers_of_their_own_where_there_are_any():
-    generic = {"condition": "generic", "user_id": None, "group": None, "text": "g"}
-    own = {"condition": "unseen", "user_id": "zoe", "group": "shorter", "text": "z"}
-    both = answers_to_unseen(pd.DataFrame([generic, own]), {"shorter": 1, "longer": 2})
-    assert both[["group", "text", "weight"]].to_numpy().tolist() == [["shorter", "z", 1]]
-    alone = answers_to_unseen(pd.DataFrame([generic]), {"shorter": 1, "longer": 2})
-    assert alone[["group", "text", "weight"]].to_numpy().tolist() == [
-        ["longer", "g", 2],
-        ["shorter", "g", 1],
-    ]
+    about = {"prompt_id": "p", "prompt": PROMPT, "state": "healthy"}
+    generic = about | {"condition": "generic", "user_id": None, "group": None, "text": "g"}
+    own = about | {"condition": "unseen", "user_id": "zoe", "group": "shorter", "text": "z"}
+    left_out = own | {"user_id": "uma", "text": "u"}
+    base = pd.DataFrame([generic | {"text": "b"}])
+    users = pd.DataFrame({"user_id": ["zoe", "kai"], "group": ["shorter", "longer"]})
+
+    def served(*rows):
+        table = comparisons(
+            {"mine": pd.DataFrame(rows), "base": base}, {"mine": True, "base": False}, users
+        )
+        assert not table["seen"].any()
+        return table[["user_id", "group", "first", "second"]].to_numpy().tolist()
+
+    assert served(generic, own, left_out) == [["zoe", "shorter", "z", "b"]]
+    assert served(generic) == [["zoe", "shorter", "g", "b"], ["kai", "longer", "g", "b"]]
 
 
 def test_method_order():

@@ -18,19 +18,19 @@ from prlhf.errors import UserError
 from prlhf.evaluation import headline, tables
 from prlhf.evaluation.labels import percent, percent_range, points
 from prlhf.evaluation.svg import Drawing, Scale, clip, ticks
-from prlhf.params import CompareParams, EvaluateParams
-from prlhf.stages import evaluate, report
+from prlhf.params import CompareParams, EvaluateParams, load
+from prlhf.stages import evaluate, judge, report
 from synthetic_run import write_run
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = EvaluateParams(
     bootstrap=200,
     confidence=0.95,
-    judge="auto",
-    degenerate_repetition=0.3,
-    degenerate_nll=3.0,
     sample_prompts=2,
     sample_users=4,
+)
+JUDGE = load(ROOT / "params.yaml").judge.model_copy(
+    update={"kind": "auto", "also": [], "degenerate_repetition": 0.3, "degenerate_nll": 3.0}
 )
 HOSTILE = "<script>alert('x')</script> & \"quoted\" </style><img src=x onerror=alert(1)>"
 
@@ -43,6 +43,7 @@ def make(root: Path, methods=("dpo", "pdpo"), **changes) -> str:
     """Write a synthetic run under `root`, the working directory; evaluate it and report on it."""
     write_run(root, methods=methods, **changes)
     shutil.copy(ROOT / "params.yaml", root)
+    judge.run(seed=7, compare=comparing(*methods), judge=JUDGE)
     evaluate.run(seed=7, compare=comparing(*methods), evaluate=SETTINGS)
     report.run()
     return (root / "reports/report.html").read_text(encoding="utf-8")
@@ -96,7 +97,9 @@ def check_page(html: str) -> Page:
         assert not any(name.startswith("on") for name in attributes)
     assert "@import" not in html
     assert "url(" not in html
-    assert set(re.findall(r"https?://[^\s\"<]+", html)) <= {"http://www.w3.org/2000/svg"}
+    # The second is a parameter's value, shown as text.
+    named = {"http://www.w3.org/2000/svg", JUDGE.llm.base_url}
+    assert set(re.findall(r"https?://[^\s\"<]+", html)) <= named
     for drawing in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
         root = ElementTree.fromstring(drawing)
         assert root.get("role") == "img"
@@ -272,6 +275,7 @@ def test_a_method_without_users_has_the_curve_of_the_generic_user(work):
 
 def test_only_the_methods_compared_are_evaluated(work):
     write_run(work, methods=("dpo", "pdpo", "earlier"))
+    judge.run(seed=7, compare=comparing("dpo", "pdpo"), judge=JUDGE)
     evaluate.run(seed=7, compare=comparing("dpo", "pdpo"), evaluate=SETTINGS)
     assert "earlier" not in (work / "reports/metrics.json").read_text()
     for table in (work / "reports").glob("plots/*.csv"):
@@ -280,17 +284,19 @@ def test_only_the_methods_compared_are_evaluated(work):
 
 def test_missing_files_are_named(work):
     write_run(work)
+    with pytest.raises(UserError, match=r"data/judged/judge\.json: no such file"):
+        evaluate.run(seed=0, compare=comparing("dpo"), evaluate=SETTINGS)
     with pytest.raises(UserError, match=r"data/generated/other\.parquet: no such file"):
-        evaluate.run(seed=0, compare=comparing("other"), evaluate=SETTINGS)
+        judge.run(seed=0, compare=comparing("other"), judge=JUDGE)
     with pytest.raises(UserError, match=r"reports/metrics\.json: no such file"):
         report.run()
 
 
 def test_oracle_required_but_not_known(work):
     write_run(work, task=None)
-    settings = SETTINGS.model_copy(update={"judge": "oracle"})
-    with pytest.raises(UserError, match="no oracle"):
-        evaluate.run(seed=0, compare=comparing("dpo", "pdpo"), evaluate=settings)
+    settings = JUDGE.model_copy(update={"kind": "oracle"})
+    with pytest.raises(UserError, match=r"judge\.kind: this data set has no oracle"):
+        judge.run(seed=0, compare=comparing("dpo", "pdpo"), judge=settings)
 
 
 def test_names_that_look_like_numbers_or_gaps_stay_text(work):

@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prlhf.errors import UserError
 from prlhf.evaluation import fluency
-from prlhf.evaluation.answers import compare, verdicts
 from prlhf.evaluation.judges import (
     ORACLES,
-    get_judge,
+    get_oracle,
     reading_grade,
     syllables,
     warmth,
@@ -148,7 +146,7 @@ def test_warmth_orders_warm_and_curt():
 
 
 def test_length_oracle():
-    judge = get_judge("auto", "length")
+    judge = get_oracle("length")
     verdict = judge.compare(
         ["a b c", "a b c", "a b", "a b"], ["a b", "a b", "c d", "c d e"],
         ["longer", "shorter", "longer", "shorter"],
@@ -157,13 +155,13 @@ def test_length_oracle():
 
 
 def test_style_oracle_speaks_for_six_groups_that_are_opposed_in_pairs():
-    judge = get_judge("oracle", "style")
+    judge = get_oracle("style")
     warm, curt = "Great question, my friend! Enjoy it!", "Use a flask. It holds heat."
     for one, other in (("simple", "expert"), ("concise", "thorough"), ("warm", "curt")):
         verdict = judge.compare([warm, warm], [curt, curt], [one, other])
         assert verdict[0] == -verdict[1]
     assert judge.compare([warm], [curt], ["warm"]).tolist() == [1]
-    assert judge.groups == {"simple", "expert", "concise", "thorough", "warm", "curt"}
+    assert set(judge.criteria) == {"simple", "expert", "concise", "thorough", "warm", "curt"}
 
 
 def test_reading_grades_half_a_grade_apart_tie():
@@ -173,41 +171,7 @@ def test_reading_grades_half_a_grade_apart_tie():
     assert judge.compare([near], ["The cow sat down. The dog ran off."], ["simple"])[0] == 0
 
 
-def test_judge_choices():
-    assert get_judge("auto", None) is None
-    assert get_judge("auto", "something else") is None
-    assert get_judge("none", "length") is None
-    with pytest.raises(UserError, match=r"evaluate\.judge.*no oracle"):
-        get_judge("oracle", None)
-
-
-def test_bad_texts_lose_whatever_the_judge_says():
-    judged = np.array([1, 1, -1, -1, 0], dtype=np.int8)
-    first = np.array([True, False, True, False, True])
-    second = np.array([True, True, False, False, False])
-    assert verdicts(judged, first, second).tolist() == [1, -1, 1, 0, 1]
-
-
-def test_compare_joins_by_prompt_and_leaves_out_groups_the_judge_does_not_know():
-    answers = pd.DataFrame(
-        {
-            "prompt_id": ["p1", "p1", "p2", "p9"],
-            "group": ["longer", "unheard of", "shorter", "longer"],
-            "text": ["a b c", "a b c", "", "a"],
-            "state": ["healthy", "healthy", "empty", "healthy"],
-        }
-    )
-    generic = pd.DataFrame(
-        {
-            "prompt_id": ["p1", "p2", "p1"],
-            "condition": ["generic", "generic", "user"],
-            "text": ["a", "a b c d", "never looked at"],
-            "state": ["healthy"] * 3,
-        }
-    )
-    compared = compare(ORACLES["length"], answers, generic)
-    # The empty answer is the shorter one, and loses.
-    assert compared[["prompt_id", "group", "weight", "verdict"]].to_numpy().tolist() == [
-        ["p1", "longer", 1, 1],
-        ["p2", "shorter", 1, -1],
-    ]
+def test_oracles_by_task():
+    assert get_oracle(None) is None
+    assert get_oracle("something else") is None
+    assert get_oracle("length") is ORACLES["length"]

@@ -122,7 +122,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(overlay):
         ("grid: 3\n", "1: grid: must list values to try"),
         ("seed: 1\nextends: tow\n", "2: extends: there is no experiments/tow.yaml"),
         ("seed: 1\nextends: one\n", "2: extends: builds on itself: one -> one"),
-        ("methods:\n  mine: {kind: none, text: false}\n", "2: methods.mine.kind: must be uniform, "),
+        ("methods: {mine: {kind: none, text: false}}\n", "1: methods.mine.kind: must be uniform, "),
         ("seed: [\n", "2: is not valid YAML: "),
     ],
 )
@@ -198,7 +198,7 @@ def test_dvc_makes_the_same_of_values_that_look_like_others(overlay):
         "# Tricky.\nmodel: {revision: '1e5', name: \"it's/null\"}\n"
         "data: {hub: {config: 'null', split: 'a,b', id: '[x]'}, columns: {weight: null}}\n"
         "train: {max_steps: null, lora: {targets: ['true', q_proj]}, lora_lr: 1.0e-5}\n"
-        "methods: {mine: {kind: individual}}\ncompare: {trained: [mine], all: [base, mine]}\n",
+        "methods: {mine: {kind: individual, text: false}}\ncompare: {trained: [mine], all: [base, mine]}\n",
     )
     params = applied(Path("params.yaml"), words_of_bash("tricky"))
     assert (params.model.revision, params.model.name) == ("1e5", "it's/null")
@@ -217,13 +217,14 @@ def test_flags_are_words_of_a_shell(overlay):
     overlay(
         "one",
         "# One.\ntrain: {max_steps: null, lora: {targets: [q_proj, v_proj]}}\n"
-        "model: {revision: '1e5'}\nmethods: {mine: {kind: individual}}\n",
+        "model: {revision: '1e5'}\nmethods: {mine: {kind: individual, text: false}}\n",
     )
     assert experiments.flags(experiments.read("one")) == [
         *("-S", "train.max_steps=null"),
         *("-S", "train.lora.targets=[q_proj,v_proj]"),
         *("-S", "model.revision='1e5'"),
         *("-S", "+methods.mine.kind=individual"),
+        *("-S", "+methods.mine.text=false"),
     ]
 
 
@@ -247,12 +248,18 @@ def test_a_value_that_a_shell_would_take_apart(overlay):
 
 
 def test_the_commands(overlay, capsys):
-    overlay("one", "# What it is. More of it.\nseed: 3\nmethods: {mine: {kind: individual}}\n")
+    overlay(
+        "one",
+        "# What it is. More of it.\nseed: 3\nmethods: {mine: {kind: individual, text: false}}\n",
+    )
     overlay("other-one", "# Two alphas.\ngrid: {train: {alpha: [0.0, 0.25]}}\n")
     assert cli.execute(["experiment", "list"]) == 0
     assert capsys.readouterr().out == "one        What it is\nother-one  Two alphas\n"
     assert cli.execute(["experiment", "flags", "one"]) == 0
-    assert capsys.readouterr().out == "-S seed=3 -S +methods.mine.kind=individual\n"
+    assert (
+        capsys.readouterr().out
+        == "-S seed=3 -S +methods.mine.kind=individual -S +methods.mine.text=false\n"
+    )
     assert cli.execute(["experiment", "show", "one"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "What it is. More of it.",
@@ -260,6 +267,7 @@ def test_the_commands(overlay, capsys):
         "key                params.yaml  one",
         f"seed               {str(load(COMMITTED).seed).ljust(11)}  3",
         "methods.mine.kind  -            individual",
+        "methods.mine.text  -            false",
     ]
     assert cli.execute(["experiment", "show", "other-one"]) == 0
     assert capsys.readouterr().out.endswith("each of 0.0, 0.25\n\n2 runs\n")

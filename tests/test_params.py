@@ -96,7 +96,7 @@ def test_a_key_like_no_other_lists_what_is_known(faults):
 
 def test_every_fault_is_reported_in_the_order_of_the_file(faults):
     problems = faults(
-        evaluate__judge="judge: oracel",
+        judge__kind="kind: oracel",
         train__max_steps="max_steps: 1.5",
         data__label_noise="label_noise: 0.5",
         seed="seed: seven",
@@ -108,8 +108,8 @@ def test_every_fault_is_reported_in_the_order_of_the_file(faults):
         "below 0.5), not 0.5",
         f"params.yaml:{line('train.max_steps')}: train.max_steps: must be a whole number (at "
         "least 1) or null, not 1.5",
-        f"params.yaml:{line('evaluate.judge')}: evaluate.judge: must be auto, oracle or none, not "
-        'the text "oracel"',
+        f"params.yaml:{line('judge.kind')}: judge.kind: must be auto, oracle, reward_model, llm or "
+        'none, not the text "oracel"',
     ]
 
 
@@ -168,6 +168,29 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
             {"split__validation": "validation: 0.5", "split__test": "test: 0.5"},
             "split.test",
             "leaves no prompt for training: validation + test must be < 1",
+        ),
+        (
+            {"judge__kind": "kind: none", "judge__also": "also: [oracle]"},
+            "judge.also",
+            "must be empty when judge.kind is none",
+        ),
+        (
+            {"judge__kind": "kind: oracle", "judge__also": "also: [oracle]"},
+            "judge.also",
+            "names a judge twice, or the one of judge.kind",
+        ),
+        (
+            {"judge__kind": "kind: llm", "judge__llm__model": "model: null"},
+            "judge.llm.model",
+            "must name a model when the judge is llm",
+        ),
+        (
+            {
+                "judge__llm__max_cost": "max_cost: 1.0",
+                "judge__llm__price_input": "price_input: 0.0",
+            },
+            "judge.llm.max_cost",
+            "needs judge.llm.price_input or price_output above 0",
         ),
         (
             {"data__source": "source: local", "data__path": "path: data/seed"},
@@ -305,12 +328,13 @@ def test_the_reference_is_current():
 def test_the_reference_has_every_key_its_range_and_its_readers():
     text = params_docs.render(ROOT / "dvc.yaml")
     for path in all_keys(Params):
-        if path == ("methods",) or any(
+        if path in (("methods",), ("judge", "llm", "criteria")) or any(
             other[: len(path)] == path != other for other in all_keys(Params)
         ):
             continue
         assert f"| `{'.'.join(path)}` |" in text
     assert "| `methods.<name>.kind` | uniform, individual or cluster |" in text
+    assert "| `judge.llm.criteria.<name>` | text | not empty | What users of this gr" in text
     assert "| `train.alpha` | a number | from 0 to 1 | Weight of the" in text
     assert "| `user_model.clusters` | a whole number or auto | at least 1 | " in text
     section = text.split("\n## train\n")[1].split("\n## ")[0]

@@ -59,7 +59,11 @@ def test_the_file_itself_is_only_read(tmp_path):
         ({"user_model.clusters": "auto"}, "user_model.clusters", "auto"),
         ({"train.gradient_checkpointing": True}, "train.gradient_checkpointing", True),
         ({"train": {"lora": {"r": 3}}}, "train.lora.r", 3),
-        ({"methods.mine": {"kind": "individual"}}, "methods.mine.kind", "individual"),
+        (
+            {"methods.mine": {"kind": "individual", "text": False}},
+            "methods.mine.kind",
+            "individual",
+        ),
     ],
 )
 def test_what_is_written_reads_back(tmp_path, changes, key, value):
@@ -85,7 +89,10 @@ def test_an_unknown_key_names_the_nearest_and_all_faults_are_told():
         ({"train": 3}, "train: must be a mapping, not 3"),
         ({"train.beta": "0.5"}, 'train.beta: must be a number (above 0), not the text "0.5"'),
         ({"train..beta": 1}, "train..beta: is no name of a parameter (write it as train.alpha)"),
-        ({"methods.base.kind": "uniform"}, "methods.base: is no name for a method"),
+        (
+            {"methods.base": {"kind": "uniform", "text": False}},
+            "methods.base: is no name for a method",
+        ),
         (
             {"train.batch_size": 4, "train.micro_batch_size": 3},
             "train.micro_batch_size: must divide train.batch_size (4), not 3",
@@ -95,6 +102,11 @@ def test_an_unknown_key_names_the_nearest_and_all_faults_are_told():
 def test_a_value_of_a_wrong_type_or_a_key_of_no_section(changes, problem):
     [found] = faults(changes)
     assert found.startswith(problem)
+
+
+def test_a_new_method_needs_all_of_its_keys():
+    [found] = faults({"methods.mine.kind": "cluster"})
+    assert "methods.mine.text: missing key" in found
 
 
 def test_a_contradiction_with_the_file_names_the_line_of_the_other_key(tmp_path):

@@ -90,6 +90,13 @@ STAGES = (
         methods="all",
     ),
     Stage(
+        "judge",
+        "judge",
+        "Have a judge compare the answers that users get.",
+        "The built-in task's own rule, a reward model, or a language model over the network. "
+        "Writes data/judged.",
+    ),
+    Stage(
         "evaluate",
         "evaluate",
         "Compute metrics with confidence intervals.",

@@ -39,6 +39,7 @@ STAGES = [
     "score@base",
     "score@dpo",
     "score@pdpo",
+    "judge",
     "evaluate",
     "report",
 ]
@@ -211,6 +212,7 @@ class Project:
 
 
 RESULTS = ("data/ingested", "data/prepared", "data/reference", "data/generated", "data/scores")
+RESULTS += ("data/judged",)
 RESULTS += ("models", "reports/curves", "reports/plots", "reports/metrics.json")
 RESULTS += ("reports/headline.json",)
 RESULTS += ("reports/evaluation.json", "reports/per_user.csv", "reports/pretrain.json")

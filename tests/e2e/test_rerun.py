@@ -14,7 +14,8 @@ pytestmark = pytest.mark.e2e
 TRAIN = {"train@dpo", "train@pdpo"}
 GENERATE = {"generate@base", "generate@dpo", "generate@pdpo"}
 SCORE = {"score@base", "score@dpo", "score@pdpo"}
-AFTER_TRAIN = (GENERATE | SCORE) - {"generate@base", "score@base"} | {"evaluate", "report"}
+AFTER_TRAIN = (GENERATE | SCORE) - {"generate@base", "score@base"}
+AFTER_TRAIN |= {"judge", "evaluate", "report"}
 
 # What is stale at once; what follows from changed results shows only as they change.
 MODULES = {
@@ -24,11 +25,13 @@ MODULES = {
     "src/prlhf/models/user_model.py": {"reference", "pretrain_user_model"}
     | TRAIN
     | GENERATE
-    | SCORE,
-    "src/prlhf/training/pretrain.py": {"pretrain_user_model"},
+    | SCORE
+    | {"judge"},
+    "src/prlhf/training/pretrain.py": {"pretrain_user_model", "judge"},
     "src/prlhf/training/finetune.py": TRAIN,
     "src/prlhf/evaluation/scoring.py": SCORE,
-    "src/prlhf/evaluation/judges.py": {"evaluate"},
+    "src/prlhf/evaluation/judges.py": {"judge"},
+    "src/prlhf/evaluation/wins.py": {"evaluate"},
     "src/prlhf/evaluation/templates/report.css": {"report"},
     "src/prlhf/cli.py": set(),
 }
@@ -38,6 +41,8 @@ PARAMETERS = {
     ("split.test", 0.25): {"validate", "report"},
     ("methods.pdpo.kind", "individual"): {"pretrain_user_model", "train@pdpo", "report"},
     ("generate.temperature", 1.0): GENERATE | {"report"},
+    ("judge.unseen_users", 1): {"judge", "report"},
+    ("evaluate.bootstrap", 200): {"evaluate", "report"},
 }
 
 

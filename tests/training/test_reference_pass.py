@@ -25,6 +25,7 @@ from prlhf.io import content_hash
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM, Scores
+from prlhf.models.user_model import GENERIC
 from prlhf.training.pairs import encode_pairs
 from prlhf.training.reference import (
     distinct_texts,
@@ -352,7 +353,7 @@ def test_answers_are_scored_without_their_end(base_lm: PersonalizedLM) -> None:
             "text": ["Because.", "", "A much longer answer than any response may be"],
         }
     )
-    scores = score_generations(base_lm, generated, "test")
+    scores, features = score_generations(base_lm, generated, "test")
     assert list(scores.columns) == ["generation_id", "nll", "tokens"]
     assert scores["generation_id"].tolist() == ["g1", "g2", "g3"]
     assert scores["tokens"].tolist() == [8, 0, 45]
@@ -363,11 +364,20 @@ def test_answers_are_scored_without_their_end(base_lm: PersonalizedLM) -> None:
         prompt = base_lm.encoder.prompt(generated["prompt"][i])
         expected = -naive.response_logp(exact, None, prompt, ids).item()
         assert scores["nll"][i] == pytest.approx(expected, rel=1e-4)
+    # Features are those of the reference pass, for which a response has an end.
+    encoder = Encoder(base_lm.base.tokenizer, 64, 64)
+    rows = [
+        Row(GENERIC, encoder.prompt(prompt), [encoder.response(text)])
+        for prompt, text in zip(generated["prompt"], generated["text"], strict=True)
+    ]
+    expected = base_lm.score(rows, label="test", features=True).features
+    assert torch.allclose(features, expected, atol=1e-5)
+    assert features.shape == (3, base_lm.base.hidden_size)
 
 
 def test_nothing_but_empty_answers(base_lm: PersonalizedLM) -> None:
     generated = pd.DataFrame({"generation_id": ["g1"], "prompt": [PROMPTS[0]], "text": [""]})
-    scores = score_generations(base_lm, generated, "test")
+    scores, _ = score_generations(base_lm, generated, "test")
     assert (scores["nll"][0], scores["tokens"][0]) == (0, 0)
 
 

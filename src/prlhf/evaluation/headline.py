@@ -220,7 +220,7 @@ def _wins_sentence(
     if value is None:
         return ""
     text = (
-        f"Of the generated answers that the task's own rule can tell apart, {method_label(name)} "
+        f"Of the generated answers that the judge can tell apart, {method_label(name)} "
         f"wins {percent(value)} against {method_label(baseline)}"
     )
     known = [(group, figure(metrics, *at, "groups", group, "win_rate")) for group in groups]
@@ -309,7 +309,7 @@ def _warnings(metrics: Mapping[str, Any], personalised: Sequence[str]) -> list[s
     agreement = figure(metrics, "judge_agreement", "all")
     if agreement is not None and agreement < MIN_AGREEMENT:
         warnings.append(
-            f"The rule that judges the answers agrees with only {percent(agreement)} of the users' "
+            f"The judge of the answers agrees with only {percent(agreement)} of the users' "
             "own held-out choices: read the win rates with that in mind."
         )
     return warnings

@@ -1,9 +1,9 @@
-"""Judges: which of two answers a user with a known preference would take.
+"""What a judge is, and the oracles: which of two answers a user with a known preference would take.
 
 The built-in tasks have an oracle, a plain measure of the text in the direction of the user's
 preference group. An oracle sees one property of a text and nothing else: it cannot tell a true
 answer from a false one, or sense from nonsense. It is therefore never used alone: empty and
-degenerate texts lose before it is asked (see `answers.verdicts`), fluency is reported beside it,
+degenerate texts lose before it is asked (see `comparisons.judge`), fluency is reported beside it,
 and so is how often it agrees with the held-out choices of the data set's own users.
 """
 
@@ -12,13 +12,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prlhf.errors import UserError
 from prlhf.evaluation.text import words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+QUESTION_COLUMNS = ("user_id", "group", "prompt_id", "prompt", "first", "second")
+"""A question to a judge: which of two answers, `first` or `second`, the user would take."""
 
 
 class Judge(Protocol):
@@ -32,14 +38,20 @@ class Judge(Protocol):
     def description(self) -> str:
         """What it measures and what it cannot see, for the report."""
 
-    @property
-    def groups(self) -> frozenset[str]:
-        """The preference groups it can speak for."""
+    def knows(self, questions: pd.DataFrame) -> NDArray[np.bool_]:
+        """Whether it can speak for the user of each question, `[questions]`."""
 
-    def compare(
-        self, first: Sequence[str], second: Sequence[str], groups: Sequence[str]
-    ) -> NDArray[np.int8]:
-        """1 where the group prefers the first text, -1 where the second, 0 where neither."""
+    def verdicts(self, questions: pd.DataFrame) -> pd.DataFrame:
+        """Its verdicts, for questions that it knows the users of.
+
+        Args:
+            questions: Rows with `QUESTION_COLUMNS`; prompts in canonical form.
+
+        Returns:
+            As many rows in the same order: `verdict`, 1 where the user would take the first answer,
+            -1 the second, 0 neither, missing where the judge gave no verdict; and columns of its
+            own, if it has more to say.
+        """
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,16 @@ class Oracle:
     description: str
     criteria: Mapping[str, Criterion] = field(repr=False)
 
-    @property
-    def groups(self) -> frozenset[str]:
-        """The preference groups it can speak for."""
-        return frozenset(self.criteria)
+    def knows(self, questions: pd.DataFrame) -> NDArray[np.bool_]:
+        """See `Judge`: the groups that have a criterion."""
+        return questions["group"].isin(self.criteria).to_numpy(dtype=bool)
+
+    def verdicts(self, questions: pd.DataFrame) -> pd.DataFrame:
+        """See `Judge`."""
+        import pandas as pd
+
+        sides = (list(questions[column]) for column in ("first", "second", "group"))
+        return pd.DataFrame({"verdict": pd.array(self.compare(*sides), dtype="Int8")})
 
     def compare(
         self, first: Sequence[str], second: Sequence[str], groups: Sequence[str]
@@ -73,7 +91,7 @@ class Oracle:
         """1 where the group prefers the first text, -1 where the second, 0 where neither.
 
         Raises:
-            KeyError: A group that is not among `groups` of this judge.
+            KeyError: A group without a criterion.
         """
         # Generic answers are compared once for every user: measure each text once.
         known: dict[tuple[Callable[[str], float], str], float] = {}
@@ -197,22 +215,10 @@ ORACLES: Mapping[str, Oracle] = {
 """The oracle of each task that a data set can name."""
 
 
-def get_judge(choice: str, task: str | None) -> Judge | None:
-    """The judge for a data set whose known task is `task`; None for no judge.
+def get_oracle(task: str | None) -> Oracle | None:
+    """The oracle of a data set whose known task is `task`; None where there is none.
 
     Args:
-        choice: `auto` (the oracle of the data set's task if there is one, otherwise none),
-            `oracle` (the same, but required) or `none`.
         task: `task` of dataset.json; None where what users prefer is not known.
-
-    Raises:
-        UserError: An oracle is required and the task has none.
     """
-    oracle = None if task is None else ORACLES.get(task)
-    if choice == "oracle" and oracle is None:
-        raise UserError(
-            "this data set has no oracle, because what its users prefer is not known",
-            where="params.yaml: evaluate.judge",
-            fix="use auto or none",
-        )
-    return None if choice == "none" else oracle
+    return None if task is None else ORACLES.get(task)

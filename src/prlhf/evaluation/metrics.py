@@ -14,37 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prlhf.evaluation import accuracy, answers, fluency
+from prlhf.evaluation import accuracy, answers, fluency, wins
+from prlhf.evaluation.measured import Tables, Thresholds, measure, reading_order
 from prlhf.evaluation.statistics import Bootstrap, Floats, ratio
 from prlhf.evaluation.tree import MetricTree, by_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from prlhf.evaluation.judges import Judge
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What one method left behind; None where it left nothing.
-
-    Attributes:
-        generated: `data/generated/<method>.parquet`.
-        scores: `data/scores/<method>/generations.parquet`.
-        pairs: `data/scores/<method>/pairs.parquet`.
-    """
-
-    generated: pd.DataFrame | None = None
-    scores: pd.DataFrame | None = None
-    pairs: pd.DataFrame | None = None
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """When a text counts as degenerate: see `fluency.measure`."""
-
-    repetition: float
-    nll_above_base: float
+    from prlhf.evaluation.wins import Verdicts
 
 
 @dataclass(frozen=True)
@@ -73,7 +51,7 @@ def evaluate(
     test: pd.DataFrame,
     unseen_users: pd.DataFrame,
     *,
-    judge: Judge | None,
+    verdicts: Verdicts | None,
     bootstrap: Bootstrap,
     thresholds: Thresholds,
 ) -> Evaluation:
@@ -83,24 +61,20 @@ def evaluate(
         methods: The tables of each method, `base` among them.
         test: `prepared/test.parquet`: held-out pairs of seen users.
         unseen_users: `user_id, group` of users held out of training.
-        judge: Compares answers; None leaves win rates out.
+        verdicts: Of the judge; None leaves win rates out.
         bootstrap: Makes the intervals.
         thresholds: When a text is degenerate.
     """
     tree = MetricTree(bootstrap)
     notes: list[str] = []
-    unordered = {
-        name: tables.generated is not None and answers.is_personalised(tables.generated)
-        for name, tables in methods.items()
-    }
-    personalised = {name: unordered[name] for name in answers.method_order(unordered)}
+    personalised = reading_order(methods)
     groups = sorted(test["group"].dropna().unique())
     if not groups:
         notes.append("The data set names no preference groups: figures by group are left out.")
 
     _counts(tree, methods, test, unseen_users)
     users = _accuracy(tree, methods, list(personalised), notes)
-    measured = _measure(methods, list(personalised), thresholds, notes)
+    measured = measure(methods, list(personalised), thresholds, notes)
     given = {name: answers.answers_to_users(table, groups) for name, table in measured.items()}
     for name, table in given.items():
         _fluency(tree, ("fluency", name), table)
@@ -114,16 +88,17 @@ def evaluate(
         if answers.BASE in measured:
             base = measured[answers.BASE]
             tree.put_mean(("fluency", name, "base_mean_nll"), base, base["nll"])
-    if judge is None:
+    if verdicts is None:
         notes.append(
             "No judge knows what the users of this data set prefer: win rates are left out. "
             "Preference accuracy rests on their own choices and is not affected."
         )
     else:
-        _agreement(tree, judge, test)
+        wins.put_agreement(tree, verdicts)
         for name in (name for name in measured if personalised[name]):
             for other in (name for name in measured if not personalised[name]):
-                _win_rates(tree, judge, name, other, given[name], measured, unseen_users, notes)
+                wins.put_win_rates(tree, verdicts, name, other, notes)
+        wins.put_judges(tree, verdicts)
     return Evaluation(
         metrics=tree.result(),
         notes=notes,
@@ -216,36 +191,6 @@ def _gain(
     tree.put_interval((*at, "same_users"), tree.bootstrap.ratio(rows))
 
 
-def _measure(
-    methods: Mapping[str, Tables],
-    order: Sequence[str],
-    thresholds: Thresholds,
-    notes: list[str],
-) -> dict[str, pd.DataFrame]:
-    """The generated texts of each method that has any, with their measures."""
-    base = methods.get(answers.BASE, Tables())
-    base_nll = None if base.generated is None else fluency.mean_nll(base.generated, base.scores)
-    if base_nll is None:
-        notes.append(
-            "There are no scored texts of the base model to compare with: improbable texts are "
-            "not counted as degenerate."
-        )
-    measured = {}
-    for name in order:
-        generated = methods[name].generated
-        if generated is None:
-            notes.append(f"{name}: no generated texts; their measures are left out.")
-            continue
-        measured[name] = fluency.measure(
-            generated,
-            methods[name].scores,
-            base_nll=base_nll,
-            max_repetition=thresholds.repetition,
-            max_nll_above_base=thresholds.nll_above_base,
-        )
-    return measured
-
-
 def _fluency(tree: MetricTree, at: tuple[str, ...], table: pd.DataFrame) -> None:
     tree.put_mean((*at, "mean_nll"), table, table["nll"])
     tree.put_mean((*at, "repetition"), table, table["repetition"])
@@ -269,58 +214,3 @@ def _lengths(tree: MetricTree, name: str, table: pd.DataFrame, groups: Sequence[
 def _ratio_of_means(sums: Floats) -> Floats:
     """`[n, 4]` sum and count of two kinds of texts -> `[n]` mean of the first over the second."""
     return ratio(np.column_stack([ratio(sums[:, :2]), ratio(sums[:, 2:])]))
-
-
-def _agreement(tree: MetricTree, judge: Judge, test: pd.DataFrame) -> None:
-    """How often the judge takes what the users themselves chose; ties count half."""
-    pairs = test[test["group"].isin(judge.groups)]
-    verdict = judge.compare(list(pairs["chosen"]), list(pairs["rejected"]), list(pairs["group"]))
-    pairs = pairs.assign(agree=(verdict + 1.0) / 2.0)
-    tree.put_mean(("judge_agreement", "all"), pairs, pairs["agree"])
-    for group, part in pairs.groupby("group", sort=True):
-        tree.put_mean(("judge_agreement", "groups", str(group)), part, part["agree"])
-
-
-def _win_rates(
-    tree: MetricTree,
-    judge: Judge,
-    name: str,
-    other: str,
-    given: pd.DataFrame,
-    measured: Mapping[str, pd.DataFrame],
-    unseen_users: pd.DataFrame,
-    notes: list[str],
-) -> None:
-    """`win_rate.<name>_vs_<other>`: seen users, each group of them, and unseen users."""
-    at = ("win_rate", f"{name}_vs_{other}")
-    compared = answers.compare(judge, given, measured[other])
-    if compared.empty:
-        notes.append(
-            f"{name} against {other}: no two answers to the same prompt for a user whose "
-            "preference the judge knows; the win rate is left out."
-        )
-        return
-    _win_rate(tree, at, compared)
-    for group, part in compared.groupby("group", sort=True):
-        _win_rate(tree, (*at, "groups", str(group)), part)
-    sizes = {str(group): int(n) for group, n in unseen_users["group"].value_counts().items()}
-    unseen = answers.compare(
-        judge, answers.answers_to_unseen(measured[name], sizes), measured[other]
-    )
-    if not unseen.empty:
-        _win_rate(tree, (*at, "unseen"), unseen)
-
-
-def _win_rate(tree: MetricTree, at: tuple[str, ...], compared: pd.DataFrame) -> None:
-    """Shares of all comparisons, and `win_rate`: wins among those that did not end in a tie."""
-    weight = compared["weight"].astype(float)
-    share = {
-        outcome: weight * (compared["verdict"] == verdict)
-        for outcome, verdict in (("win", 1), ("loss", -1), ("tie", 0))
-    }
-    for outcome, values in share.items():
-        tree.put((*at, outcome), tree.bootstrap.ratio(by_prompt(compared, [values, weight])))
-    decided = share["win"] + share["loss"]
-    rows = by_prompt(compared, [share["win"], decided])
-    tree.put((*at, "win_rate"), tree.bootstrap.ratio(rows))
-    tree.count((*at, "comparisons"), int(weight.sum()))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM
@@ -96,10 +97,13 @@ def _logps(
     return dict(zip(keys, scores.logps.tolist(), strict=True))
 
 
-def score_generations(base: PersonalizedLM, generated: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Negative log-likelihood of generated texts under the base model.
+def score_generations(
+    base: PersonalizedLM, generated: pd.DataFrame, name: str
+) -> tuple[pd.DataFrame, Tensor]:
+    """Negative log-likelihood and features of generated texts under the base model, in one pass.
 
-    The end-of-sequence token is not counted: it tells about length, not about fluency.
+    The end-of-sequence token is not counted in the likelihood: it tells about length, not about
+    fluency. The features are those of a response, as in the reference pass, and include it.
 
     Args:
         base: `PersonalizedLM.reference(...)`.
@@ -107,24 +111,24 @@ def score_generations(base: PersonalizedLM, generated: pd.DataFrame, name: str) 
         name: of the method, shown with the progress.
 
     Returns:
-        Columns generation_id, nll (nats, summed over tokens), tokens.
+        Columns generation_id, nll (nats, summed over tokens), tokens; and the mean last hidden
+        state of each text, float32 [N, d].
     """
-    rows: list[Row] = []
-    scored: list[int] = []
-    for i, (prompt, text) in enumerate(zip(generated["prompt"], generated["text"], strict=True)):
-        ids = base.encoder.text(text)
-        if ids:
-            rows.append(Row(GENERIC, base.encoder.prompt(prompt), [ids]))
-            scored.append(i)
-    nll = np.zeros(len(generated))
-    tokens = np.zeros(len(generated), dtype=np.int64)
-    if rows:
-        scores = base.score(rows, label=f"score {name}: answers")
-        nll[scored] = -scores.logps.double().numpy()
-        tokens[scored] = scores.tokens.numpy()
-    return pd.DataFrame(
-        {"generation_id": generated["generation_id"].to_numpy(), "nll": nll, "tokens": tokens}
+    rows = [
+        Row(GENERIC, base.encoder.prompt(prompt), [[*base.encoder.text(text), base.encoder.eos]])
+        for prompt, text in zip(generated["prompt"], generated["text"], strict=True)
+    ]
+    scores = base.score(rows, label=f"score {name}: answers", features=True)
+    assert scores.last is not None
+    assert scores.features is not None
+    table = pd.DataFrame(
+        {
+            "generation_id": generated["generation_id"].to_numpy(),
+            "nll": (scores.last - scores.logps).double().numpy(),
+            "tokens": scores.tokens.numpy() - 1,
+        }
     )
+    return table, scores.features
 
 
 @torch.no_grad()

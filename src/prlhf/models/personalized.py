@@ -47,6 +47,7 @@ class Scores:
         logps: summed log-probability of each response's tokens, nats, float32 [R].
         tokens: how many tokens each has, int64 [R].
         features: mean last hidden state over each response's tokens, float32 [R, d], or None.
+        last: log-probability of each response's last token, nats, float32 [R], or None.
         penalty: the user model's regulariser of each row's user, [B], or None.
     """
 
@@ -54,6 +55,7 @@ class Scores:
     tokens: Tensor
     features: Tensor | None = None
     penalty: Tensor | None = None
+    last: Tensor | None = None
 
 
 class PersonalizedLM(nn.Module):
@@ -128,7 +130,7 @@ class PersonalizedLM(nn.Module):
 
         Args:
             batch: rows packed by `pack`, on this model's device.
-            features: also return each response's mean hidden state.
+            features: also return each response's mean hidden state and last token.
         """
         hidden = self._hidden(batch)
         flat = hidden.reshape(-1, hidden.shape[-1])
@@ -140,8 +142,9 @@ class PersonalizedLM(nn.Module):
             softcap=softcap_of(model),
         )
         responses = len(batch.tokens)
-        pooled = None
+        pooled = last = None
         if features:
+            last = per_token[batch.tokens.cumsum(0) - 1]
             states = flat.index_select(0, batch.predictors).float()
             sums = states.new_zeros(responses, states.shape[1])
             pooled = sums.index_add(0, batch.owners, states) / batch.tokens.unsqueeze(1)
@@ -150,6 +153,7 @@ class PersonalizedLM(nn.Module):
             batch.tokens,
             pooled,
             self.user_model.penalty(batch.user_index),
+            last,
         )
 
     def _hidden(self, batch: Packed) -> Tensor:
@@ -182,6 +186,7 @@ class PersonalizedLM(nn.Module):
             starts.append(starts[-1] + len(row.responses))
         logps = torch.empty(starts[-1])
         tokens = torch.empty(starts[-1], dtype=torch.long)
+        last = torch.empty(starts[-1]) if features else None
         pooled = torch.empty(starts[-1], self.base.hidden_size) if features else None
         lengths = [row.length(self.user_model.tokens) for row in rows]
         batches = batches_by_length(lengths, max_rows=max_rows, max_positions=max_positions)
@@ -191,10 +196,11 @@ class PersonalizedLM(nn.Module):
                 where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
                 logps[where] = part.logps.cpu()
                 tokens[where] = part.tokens.cpu()
-                if pooled is not None:
+                if pooled is not None and last is not None:
+                    last[where] = part.last.cpu()
                     pooled[where] = part.features.cpu()
                 progress.advance(len(chosen))
-        return Scores(logps, tokens, pooled)
+        return Scores(logps, tokens, pooled, last=last)
 
     # -- use -------------------------------------------------------------------------------------
 

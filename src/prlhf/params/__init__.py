@@ -14,6 +14,7 @@ from prlhf.params.data import (
     ValidateParams,
 )
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
+from prlhf.params.judging import JudgeParams, LlmJudgeParams, RewardJudgeParams
 from prlhf.params.loading import load
 from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.schema import Params
@@ -34,12 +35,15 @@ __all__ = [
     "EvaluateParams",
     "GenerateParams",
     "HubParams",
+    "JudgeParams",
+    "LlmJudgeParams",
     "LoraParams",
     "MethodParams",
     "ModelParams",
     "Params",
     "PretrainParams",
     "PrismParams",
+    "RewardJudgeParams",
     "Section",
     "SplitParams",
     "TldrParams",

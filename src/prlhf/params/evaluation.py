@@ -1,8 +1,6 @@
-"""Generation from the trained models, and how they are judged."""
+"""Generation from the trained models, and what is made of the scores."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from pydantic import Field
 
@@ -37,20 +35,5 @@ class EvaluateParams(Section):
 
     bootstrap: int = Field(ge=100, description="Bootstrap resamples behind each interval.")
     confidence: float = Field(ge=0.5, lt=1, description="Confidence level of the intervals.")
-    judge: Literal["auto", "oracle", "none"] = Field(
-        description="Who compares answers. `oracle`: the built-in task's own rule; `auto`: the "
-        "oracle where the data set has one; `none`: no win rates."
-    )
-    degenerate_repetition: float = Field(
-        gt=0,
-        le=1,
-        description="An answer is degenerate when more than this share of its 3-grams are "
-        "repeats. Of people's own texts about one in a thousand reaches 0.3.",
-    )
-    degenerate_nll: float = Field(
-        gt=0,
-        description="An answer is degenerate, too, when it lies more than this many nats per token "
-        "above the base model's own mean.",
-    )
     sample_prompts: int = Field(ge=1, description="Prompts in the report's side-by-side samples.")
     sample_users: int = Field(ge=1, description="Users in the report's side-by-side samples.")

@@ -175,7 +175,10 @@ def _line(document: CommentedMap, key: tuple[str, ...]) -> int:
     for step in key:
         if not isinstance(node, CommentedMap) or step not in node:
             break
-        line = node.lc.key(step)[0] + 1
+        position = (node.lc.data or {}).get(step)
+        if position is None:  # put there by an override
+            break
+        line = position[0] + 1
         node = node[step]
     return line
 

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from prlhf.params.data import DataParams, SplitParams, ValidateParams
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
+from prlhf.params.judging import JudgeParams
 from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.section import Section, conflict, listed
 from prlhf.params.training import (
@@ -55,6 +56,7 @@ class Params(Section):
     compare: CompareParams
     train: TrainParams
     generate: GenerateParams
+    judge: JudgeParams
     evaluate: EvaluateParams
 
     @model_validator(mode="after")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from prlhf.evaluation import metrics, tables
 from prlhf.evaluation.answers import BASE
-from prlhf.evaluation.judges import get_judge
 from prlhf.evaluation.key_figures import key_figures
+from prlhf.evaluation.measured import Tables, Thresholds
 from prlhf.evaluation.statistics import Bootstrap
+from prlhf.evaluation.wins import Verdicts
 from prlhf.io import read_json, read_parquet, write_json, write_text
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ PARAMS = ("seed", "compare", "evaluate")
 PREPARED = Path("data/prepared")
 GENERATED = Path("data/generated")
 SCORES = Path("data/scores")
+JUDGED = Path("data/judged")
 REPORTS = Path("reports")
 
 
@@ -33,14 +36,14 @@ def run(*, seed: int, compare: CompareParams, evaluate: EvaluateParams) -> None:
     """
     users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen"])
     dataset = read_json(PREPARED / "dataset.json")
-    judge = get_judge(evaluate.judge, dataset.get("task"))
+    judged = read_json(JUDGED / "judge.json")
     result = metrics.evaluate(
         {name: _tables(name) for name in compare.all},
         read_parquet(PREPARED / "test.parquet"),
         users[~users["seen"].astype(bool)],
-        judge=judge,
+        verdicts=_verdicts(judged),
         bootstrap=Bootstrap(seed, evaluate.bootstrap, evaluate.confidence),
-        thresholds=metrics.Thresholds(evaluate.degenerate_repetition, evaluate.degenerate_nll),
+        thresholds=Thresholds(**judged["degenerate"]),
     )
     maps = {
         name: read_parquet(path)
@@ -58,9 +61,7 @@ def run(*, seed: int, compare: CompareParams, evaluate: EvaluateParams) -> None:
         REPORTS / "evaluation.json",
         {
             "dataset": {key: dataset.get(key) for key in ("name", "source", "task")},
-            "judge": None
-            if judge is None
-            else {"name": judge.name, "description": judge.description},
+            "judge": next(iter(judged["judges"]), None),
             "methods": [
                 {"name": name, "personalised": personal}
                 for name, personal in result.personalised.items()
@@ -78,9 +79,18 @@ def run(*, seed: int, compare: CompareParams, evaluate: EvaluateParams) -> None:
     _write_csv("plots/curves.csv", tables.curves(curves))
 
 
-def _tables(name: str) -> metrics.Tables:
+def _verdicts(judged: Mapping[str, Any]) -> Verdicts | None:
+    kinds = [str(one["kind"]) for one in judged["judges"]]
+    if not kinds:
+        return None
+    return Verdicts(
+        read_parquet(JUDGED / "verdicts.parquet"), read_parquet(JUDGED / "choices.parquet"), kinds
+    )
+
+
+def _tables(name: str) -> Tables:
     pairs = SCORES / name / "pairs.parquet"
-    return metrics.Tables(
+    return Tables(
         generated=read_parquet(GENERATED / f"{name}.parquet"),
         scores=read_parquet(SCORES / name / "generations.parquet"),
         # The base model is its own reference: its margins are all zero, and not scored.

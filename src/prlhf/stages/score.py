@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from safetensors.torch import save_file
+
 from prlhf.evaluation.scoring import score_generations, score_pairs, user_map
 from prlhf.io import atomic_path, read_parquet, write_parquet
 from prlhf.models.base import Encoder, load_base
@@ -24,7 +26,10 @@ OUTPUT: Final = Path("data/scores")
 
 
 def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
-    """Write `data/scores/<name>/`: pairs and user map (not for the base model), generations."""
+    """Write `data/scores/<name>/`: pairs and user map (not for the base model), generations.
+
+    The features of the generations are for a reward model as judge; they cost nothing here.
+    """
     with atomic_path(OUTPUT / name, directory=True) as directory:
         if name != BASE_METHOD:
             lm = load_method(name, model.dtype, tokens)
@@ -33,8 +38,8 @@ def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
             unseen = unseen[unseen["prompt_split"] == "test"]
             # `prompted` is itself the base model with the text: its reference must not see it.
             reference_text = tokens.reference_text and name != PROMPTED_METHOD
-            reference = load_reference(REFERENCE).logps
-            pairs = score_pairs(lm, test, unseen, reference, name, reference_text=reference_text)
+            logps = load_reference(REFERENCE).logps
+            pairs = score_pairs(lm, test, unseen, logps, name, reference_text=reference_text)
             write_parquet(directory / "pairs.parquet", pairs)
             if lm.user_model.tokens:
                 users = read_parquet(PREPARED / "users.parquet")
@@ -44,5 +49,7 @@ def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
         base = load_base(BASE_PATH, model.dtype)
         encoder = Encoder(base.tokenizer, tokens.max_prompt, tokens.max_response)
         generated = read_parquet(GENERATED / f"{name}.parquet")
-        scores = score_generations(PersonalizedLM.reference(base, encoder), generated, name)
+        reference = PersonalizedLM.reference(base, encoder)
+        scores, features = score_generations(reference, generated, name)
         write_parquet(directory / "generations.parquet", scores)
+        save_file({"features": features}, str(directory / "features.safetensors"))

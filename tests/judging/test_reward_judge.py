@@ -1,0 +1,131 @@
+"""A reward model as judge: it learns users' tastes, and never from what it judges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from prlhf.errors import UserError
+from prlhf.evaluation.reward_judge import CrossFitted, Features, RewardJudge, cross_fit
+from prlhf.training.pretrain import RewardOptions
+from prlhf.training.reference import text_key
+
+OPTIONS = RewardOptions(
+    alpha=1.0, rank=3, steps=60, lr=0.1, l2=0.001, clusters=2, max_clusters=2, generic_pull=0.0
+)
+PROMPTS = [f"p{i}" for i in range(12)]
+TASTE = {"ann": 1, "bob": 1, "cas": -1}
+WORDS = 6
+"""Texts are numbers of words, "0" to "5"; the first feature is that number."""
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    rng = np.random.default_rng(0)
+    texts = [(prompt, str(words)) for prompt in PROMPTS for words in range(WORDS)]
+    values = rng.normal(0, 0.3, (len(texts), 4))
+    values[:, 0] += [int(words) for _, words in texts]
+    rows = {text_key(*text): row for row, text in enumerate(texts)}
+    return Features(rows, torch.tensor(values, dtype=torch.float32))
+
+
+def choices(prompts=PROMPTS, users=TASTE) -> pd.DataFrame:
+    """Each user's choices between a longer and a shorter text."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for user in users:
+        for prompt in prompts:
+            short, long = sorted(rng.permutation(WORDS)[:2])
+            taken, left = (long, short) if TASTE[user] > 0 else (short, long)
+            rows.append((user, prompt, str(taken), str(left)))
+    return pd.DataFrame(rows, columns=["user_id", "prompt", "chosen", "rejected"])
+
+
+def fit(pairs, features, prompts=PROMPTS, folds=4) -> CrossFitted:
+    return cross_fit(pairs, prompts, features, folds=folds, options=OPTIONS, seed=7)
+
+
+def questions(first, second, users=tuple(TASTE), prompts=PROMPTS) -> pd.DataFrame:
+    rows = [(user, prompt, first, second) for user in users for prompt in prompts]
+    return pd.DataFrame(rows, columns=["user_id", "prompt", "first", "second"])
+
+
+def test_it_judges_by_each_users_own_taste(features):
+    judge = RewardJudge(fit(choices(), features), tie=0.02)
+    asked = questions("5", "0")
+    assert judge.knows(asked).all()
+    found = judge.verdicts(asked)
+    wanted = [TASTE[user] for user in asked["user_id"]]
+    assert found["verdict"].tolist() == wanted
+    # Exchanged answers exchange the verdict.
+    exchanged = judge.verdicts(questions("0", "5"))
+    assert exchanged["verdict"].tolist() == [-verdict for verdict in wanted]
+    assert np.allclose(found["probability"] + exchanged["probability"], 1)
+
+
+def test_a_text_against_itself_and_small_differences_tie(features):
+    judge = RewardJudge(fit(choices(), features), tie=0.0)
+    assert judge.verdicts(questions("3", "3"))["verdict"].tolist() == [0] * 36
+    assert (judge.verdicts(questions("5", "0"))["verdict"] != 0).all()
+    found = RewardJudge(judge.scorer, tie=0.3).verdicts(questions("3", "2"))
+    decided = (found["probability"] - 0.5).abs() > 0.3
+    assert (found["verdict"] != 0).tolist() == decided.tolist()
+    assert 0 < decided.sum() < len(found)
+
+
+def test_choices_about_a_prompt_say_nothing_in_its_own_judgement(features):
+    pairs = choices()
+    scorer = fit(pairs, features)
+    about = pairs["prompt"] == "p3"
+    turned = pairs.copy()
+    turned.loc[about, ["chosen", "rejected"]] = pairs.loc[about, ["rejected", "chosen"]].to_numpy()
+    others = fit(turned, features)
+
+    def rewards(model, prompt):
+        return model(list(TASTE), [prompt] * 3, ["5"] * 3)
+
+    assert np.array_equal(rewards(scorer, "p3"), rewards(others, "p3"))
+    # Nor in that of the prompts dealt into the same fold; in all the others they do.
+    changed = [p for p in PROMPTS if not np.array_equal(rewards(scorer, p), rewards(others, p))]
+    assert changed == [p for p in PROMPTS if scorer.folds[p] != scorer.folds["p3"]]
+
+
+def test_folds_are_equal_parts_that_stay(features):
+    scorer = fit(choices(), features)
+    sizes = pd.Series(scorer.folds).value_counts()
+    assert sizes.tolist() == [3, 3, 3, 3]
+    assert fit(choices().iloc[::-1], features).folds == scorer.folds
+
+
+def test_users_are_known_from_other_prompts_only(features):
+    pairs = pd.concat([choices(users=["ann", "bob"]), choices(["p0"], ["cas"])], ignore_index=True)
+    judge = RewardJudge(fit(pairs, features), tie=0.02)
+    fold = judge.scorer.folds
+    asked = questions("5", "0", users=["ann", "cas", "stranger"])
+    wanted = [
+        row.user_id == "ann" or (row.user_id == "cas" and fold[row.prompt] != fold["p0"])
+        for row in asked.itertuples()
+    ]
+    assert judge.knows(asked).tolist() == wanted
+    assert np.isnan(judge.scorer(["stranger"], ["p0"], ["5"])).all()
+    assert judge.knows(asked.assign(prompt="never judged")).sum() == 0
+
+
+def test_pairs_about_prompts_that_are_not_judged_serve_all_folds(features):
+    judge = RewardJudge(fit(choices(PROMPTS[:8]), features, prompts=PROMPTS[8:]), tie=0.02)
+    asked = questions("5", "0", prompts=PROMPTS[8:])
+    assert judge.verdicts(asked)["verdict"].tolist() == [TASTE[u] for u in asked["user_id"]]
+
+
+def test_without_pairs_about_other_prompts(features):
+    with pytest.raises(UserError, match=r"judge\.kind: there are no pairs about other prompts"):
+        fit(choices(["p0"]), features, prompts=["p0"])
+
+
+def test_texts_in_both_tables_have_the_features_of_the_second():
+    one = Features({"a": 0, "b": 1}, torch.tensor([[1.0], [2.0]]))
+    other = Features({"b": 0}, torch.tensor([[3.0]]))
+    both = one | other
+    assert [float(both.values[both.rows[key]]) for key in "ab"] == [1.0, 3.0]
