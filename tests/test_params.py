@@ -162,7 +162,7 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
                 "train__micro_batch_size": "micro_batch_size: 3",
             },
             "train.micro_batch_size",
-            "must divide train.batch_size (4), not 3",
+            "must divide batch_size (4), not 3",
         ),
         (
             {"split__validation": "validation: 0.5", "split__test": "test: 0.5"},

@@ -101,8 +101,8 @@ class LoraParams(Section):
     )
 
 
-class TrainParams(Section):
-    """`train`: P-DPO."""
+class ObjectiveParams(Section):
+    """What P-DPO minimises."""
 
     alpha: float = Field(
         ge=0,
@@ -128,6 +128,11 @@ class TrainParams(Section):
         description="Coefficient of the penalty for a chosen response that falls below the "
         "reference model's probability.",
     )
+
+
+class FitParams(Section):
+    """How an adapter and a user model are trained on pairs, whatever the loss."""
+
     lora: LoraParams
     lora_lr: float = Field(gt=0, description="Learning rate of the adapter.")
     user_lr: float = Field(gt=0, description="Learning rate of the user model.")
@@ -166,6 +171,10 @@ class TrainParams(Section):
         if self.batch_size % self.micro_batch_size:
             raise conflict(
                 "micro_batch_size",
-                f"must divide train.batch_size ({self.batch_size}), not {self.micro_batch_size}",
+                f"must divide batch_size ({self.batch_size}), not {self.micro_batch_size}",
             )
         return self
+
+
+class TrainParams(FitParams, ObjectiveParams):
+    """`train`: P-DPO."""
