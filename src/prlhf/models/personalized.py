@@ -119,7 +119,7 @@ class PersonalizedLM(nn.Module):
             batch: rows packed by `pack`, on this model's device.
             features: also return each response's mean hidden state.
         """
-        hidden = self._hidden(batch)
+        hidden = self.hidden(batch)
         flat = hidden.reshape(-1, hidden.shape[-1])
         model = self.causal_lm
         per_token = token_logps(
@@ -141,7 +141,7 @@ class PersonalizedLM(nn.Module):
             self.user_model.penalty(batch.user_index),
         )
 
-    def _hidden(self, batch: Packed) -> Tensor:
+    def hidden(self, batch: Packed) -> Tensor:
         """Last hidden states [B, L, d]."""
         embeds = self.causal_lm.get_input_embeddings()(batch.input_ids)
         if self.user_model.tokens:
