@@ -95,7 +95,12 @@ def test_run_takes_what_is_declared_and_nothing_else(stage):
 @each_stage
 def test_commands_run_the_stage_for_each_method(stage):
     declared = DECLARED[stage.name]
-    lists = {"": [], "trained": ["${compare.trained}"], "all": ["${compare.all}"]}
+    lists = {
+        "": [],
+        "trained": ["${compare.trained}"],
+        "all": ["${compare.all}"],
+        "rewarded": ["${reward_models}"],
+    }
     assert list(declared.get("matrix", {}).values()) == lists[stage.methods]
     option = " --method ${item.method}" if stage.methods else ""
     assert declared["cmd"] == f"prlhf {stage.command}{option}"

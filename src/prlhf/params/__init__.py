@@ -15,6 +15,7 @@ from prlhf.params.training import (
     LoraParams,
     MethodParams,
     PretrainParams,
+    RewardTrainParams,
     TrainParams,
     UserModelParams,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "ModelParams",
     "Params",
     "PretrainParams",
+    "RewardTrainParams",
     "Section",
     "SplitParams",
     "TokenParams",

@@ -89,7 +89,7 @@ class CompareParams(Section):
 
 
 class LoraParams(Section):
-    """`train.lora`: the low-rank adapter on the frozen base model."""
+    """`lora`: the low-rank adapter on the frozen base model."""
 
     r: int = Field(ge=1, description="Rank.")
     alpha: float = Field(gt=0, description="Scale; the adapter is multiplied by alpha / r.")
@@ -134,9 +134,11 @@ class FitParams(Section):
     """How an adapter and a user model are trained on pairs, whatever the loss."""
 
     lora: LoraParams
-    lora_lr: float = Field(gt=0, description="Learning rate of the adapter.")
+    lora_lr: float = Field(
+        gt=0, description="Learning rate of the adapter, and of a reward model's head."
+    )
     user_lr: float = Field(gt=0, description="Learning rate of the user model.")
-    weight_decay: float = Field(ge=0, description="AdamW weight decay on the adapter.")
+    weight_decay: float = Field(ge=0, description="AdamW weight decay on the adapter (and head).")
     epochs: float = Field(gt=0, description="Passes over the training pairs.")
     max_steps: int | None = Field(
         ge=1, description="Optimiser steps at most; null for what `epochs` gives."
@@ -178,3 +180,14 @@ class FitParams(Section):
 
 class TrainParams(FitParams, ObjectiveParams):
     """`train`: P-DPO."""
+
+
+class RewardTrainParams(FitParams):
+    """`train_reward_model`: the personalised reward model."""
+
+    alpha: float = Field(
+        ge=0,
+        le=1,
+        description="Weight of the personalised term; 1 - alpha is the generic user's. 0 trains "
+        "the generic user only.",
+    )
