@@ -65,8 +65,8 @@ def test_users_go_by_their_own_ids(tree: Path) -> None:
     ann, bob, stranger, nobody = loaded.reward(
         ["Why?"] * 4, ["because"] * 4, ["ann", "bob", "zoe", None]
     )
-    assert stranger == nobody
-    assert len({ann, bob, nobody}) == 3
+    assert stranger == pytest.approx(nobody, abs=1e-5)
+    assert len({round(value, 3) for value in (ann, bob, nobody)}) == 3
 
 
 def test_rewards_come_in_the_order_of_the_questions(tiny_base: BaseModel) -> None:

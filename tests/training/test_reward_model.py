@@ -288,15 +288,15 @@ def test_users_who_disagree_are_told_apart_on_new_texts(
     trainer = train(
         model,
         tmp_path,
-        lengths(16, seed=1),
-        epochs=12.0,
+        lengths(48, seed=1),
+        epochs=8.0,
         batch_size=8,
-        lora_lr=1e-2,
+        micro_batch_size=8,
+        lora_lr=5e-3,
         user_lr=5e-2,
-        alpha=0.5,
     )
-    metrics = trainer.evaluate(lengths(20, seed=2))
-    assert metrics["eval_accuracy_user"] >= 0.9
+    metrics = trainer.evaluate(lengths(40, seed=2))
+    assert metrics["eval_accuracy_user"] >= 0.85
     assert metrics["eval_accuracy_generic"] == 0.5
 
 
