@@ -204,6 +204,31 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
             "compare.all",
             "must name base and all of compare.trained: [base, pdpo]",
         ),
+        (
+            {"reward_models": "reward_models: [cpdo]"},
+            "reward_models",
+            "names cpdo, but methods has [dpo, pdpo]",
+        ),
+        (
+            {"reward_models": "reward_models: [pdpo, pdpo]"},
+            "reward_models",
+            "names pdpo more than once",
+        ),
+        (
+            {
+                "methods__dpo": "reward_pdpo:",
+                "compare__trained": "trained: [reward_pdpo, pdpo]",
+                "compare__all": "all: [base, reward_pdpo, pdpo]",
+                "reward_models": "reward_models: [pdpo]",
+            },
+            "reward_models",
+            "would write models/reward_pdpo, where the method reward_pdpo is",
+        ),
+        (
+            {"train_reward_model__batch_size": "batch_size: 6"},
+            "train_reward_model.micro_batch_size",
+            "must divide batch_size (6), not 4",
+        ),
     ],
 )
 def test_values_that_contradict_each_other(faults, changes, key, problem):
