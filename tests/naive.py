@@ -68,6 +68,18 @@ def preference_slope(loss: str, h: float, beta: float, smoothing: float) -> floa
     raise AssertionError(loss)
 
 
+def chosen_nll(chosen: float, reference: float, tokens: int) -> tuple[float, float]:
+    """Negative log-likelihood per token, and its slope with respect to log pi(y_w)."""
+    return -chosen / tokens, -1 / tokens
+
+
+def chosen_shortfall(chosen: float, reference: float, tokens: int) -> tuple[float, float]:
+    """Nats per token below the reference, and the slope."""
+    if chosen < reference:
+        return (reference - chosen) / tokens, -1 / tokens
+    return 0.0, 0.0
+
+
 def response_logp(
     model: nn.Module, user: Tensor | None, prompt: Sequence[int], response: Sequence[int]
 ) -> Tensor:

@@ -95,7 +95,12 @@ def test_run_takes_what_is_declared_and_nothing_else(stage):
 @each_stage
 def test_commands_run_the_stage_for_each_method(stage):
     declared = DECLARED[stage.name]
-    lists = {"": [], "trained": ["${compare.trained}"], "all": ["${compare.all}"]}
+    lists = {
+        "": [],
+        "trained": ["${compare.trained}"],
+        "all": ["${compare.all}"],
+        "rewarded": ["${reward_models}"],
+    }
     assert list(declared.get("matrix", {}).values()) == lists[stage.methods]
     option = " --method ${item.method}" if stage.methods else ""
     assert declared["cmd"] == f"prlhf {stage.command}{option}"
@@ -127,6 +132,26 @@ def test_dvc_expands_the_graph():
     assert {"score@base", "score@dpo", "score@pdpo"} <= needs["judge"]
     assert "judge" in needs["evaluate"]
     assert "train@pdpo" not in needs["reference"]
+
+
+@pytest.mark.parametrize("names", [[], ["pdpo"], ["dpo", "pdpo"]])
+def test_reward_models_are_those_asked_for(tmp_path, names):
+    """None by default: DVC makes no stage of an empty list."""
+    from dvc.repo import Repo
+
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert "reward_models: []" in text
+    asked = text.replace("reward_models: []", f"reward_models: [{', '.join(names)}]")
+    (tmp_path / "params.yaml").write_text(asked, encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text(TEXT, encoding="utf-8")
+    Repo.init(str(tmp_path), no_scm=True).close()
+    with Repo(str(tmp_path)) as repo:
+        stages = {stage.name: stage for stage in repo.index.stages}
+        found = [name for name in stages if name.startswith("train_reward_model")]
+        assert sorted(found) == [f"train_reward_model@{name}" for name in names]
+        for name in found:
+            needs = {stage.name for stage in repo.index.graph.successors(stages[name])}
+            assert needs == {"base_model", "validate", "pretrain_user_model"}
 
 
 @pytest.fixture

@@ -198,7 +198,8 @@ def test_dvc_makes_the_same_of_values_that_look_like_others(overlay):
         "# Tricky.\nmodel: {revision: '1e5', name: \"it's/null\"}\n"
         "data: {hub: {config: 'null', split: 'a,b', id: '[x]'}, columns: {weight: null}}\n"
         "train: {max_steps: null, lora: {targets: ['true', q_proj]}, lora_lr: 1.0e-5}\n"
-        "methods: {mine: {kind: individual, text: false}}\ncompare: {trained: [mine], all: [base, mine]}\n",
+        "methods: {mine: {kind: individual, text: false}}\n"
+        "compare: {trained: [mine], all: [base, mine]}\n",
     )
     params = applied(Path("params.yaml"), words_of_bash("tricky"))
     assert (params.model.revision, params.model.name) == ("1e5", "it's/null")

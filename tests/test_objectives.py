@@ -166,13 +166,53 @@ def test_shortfall_counts_only_what_fell_below_the_reference() -> None:
     assert slope.tolist() == [-0.25, 0.0]
 
 
+@given(st.lists(st.tuples(*[st.floats(-80, 0)] * 3, st.integers(1, 40)), min_size=1), alphas)
+def test_both_guards_are_mixed_by_alpha(
+    rows: list[tuple[float, float, float, int]], alpha: float
+) -> None:
+    """log pi(y_w) as user and as generic user, log pi_ref(y_w), tokens."""
+    user, generic, reference = (
+        doubles([row[i] for row in rows]).requires_grad_(i < 2) for i in range(3)
+    )
+    tokens = torch.tensor([row[3] for row in rows])
+    for guard, naive_guard in (
+        (lambda c: objectives.chosen_nll(c, tokens), naive.chosen_nll),
+        (
+            lambda c: objectives.chosen_shortfall(c, reference, tokens),
+            naive.chosen_shortfall,
+        ),
+    ):
+        got = two_term(guard(user), guard(generic), alpha)
+        slopes = torch.autograd.grad(got.sum(), [user, generic])
+        for i, (u, g, ref, n) in enumerate(rows):
+            (at_u, slope_u), (at_g, slope_g) = naive_guard(u, ref, n), naive_guard(g, ref, n)
+            assert got[i].item() == pytest.approx(alpha * at_u + (1 - alpha) * at_g, abs=1e-9)
+            assert slopes[0][i].item() == pytest.approx(alpha * slope_u, abs=1e-12)
+            assert slopes[1][i].item() == pytest.approx((1 - alpha) * slope_g, abs=1e-12)
+
+
 @given(margins, alphas, st.data())
 def test_reward_loss(values: list[float], alpha: float, data: st.DataObject) -> None:
     generic = data.draw(st.lists(st.floats(-60, 60), min_size=len(values), max_size=len(values)))
-    got = reward_loss(doubles(values), doubles(generic), alpha=alpha)
+    as_user, as_generic = doubles(values).requires_grad_(), doubles(generic).requires_grad_()
+    got = reward_loss(as_user, as_generic, alpha=alpha)
+    slopes = torch.autograd.grad(got.sum(), [as_user, as_generic])
     for i, (u, g) in enumerate(zip(values, generic, strict=True)):
         expected = -alpha * naive.log_sigmoid(u) - (1 - alpha) * naive.log_sigmoid(g)
         assert got[i].item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        for slope, weight, value in ((slopes[0], alpha, u), (slopes[1], 1 - alpha, g)):
+            expected = weight * naive.preference_slope("sigmoid", value, 1.0, 0.0)
+            assert slope[i].item() == pytest.approx(expected, rel=1e-7, abs=1e-12)
+
+
+@given(margins)
+def test_a_reward_term_without_weight_need_not_be_computed(values: list[float]) -> None:
+    difference = doubles(values)
+    expected = doubles([-naive.log_sigmoid(value) for value in values])
+    torch.testing.assert_close(reward_loss(difference, None, alpha=1.0), expected)
+    torch.testing.assert_close(reward_loss(None, difference, alpha=0.0), expected)
+    with pytest.raises(ValueError, match="missing"):
+        reward_loss(difference, None, alpha=0.5)
 
 
 @settings(max_examples=20)

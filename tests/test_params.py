@@ -162,7 +162,7 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
                 "train__micro_batch_size": "micro_batch_size: 3",
             },
             "train.micro_batch_size",
-            "must divide train.batch_size (4), not 3",
+            "must divide batch_size (4), not 3",
         ),
         (
             {"split__validation": "validation: 0.5", "split__test": "test: 0.5"},
@@ -228,6 +228,31 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
             "compare.all",
             "must name base and all of compare.trained: [base, pdpo]; prompted may stand "
             "beside them",
+        ),
+        (
+            {"reward_models": "reward_models: [cpdo]"},
+            "reward_models",
+            f"names cpdo, but methods has [{', '.join(load(ROOT / 'params.yaml').methods)}]",
+        ),
+        (
+            {"reward_models": "reward_models: [pdpo, pdpo]"},
+            "reward_models",
+            "names pdpo more than once",
+        ),
+        (
+            {
+                "methods__dpo": "reward_pdpo:",
+                "compare__trained": "trained: [reward_pdpo, pdpo]",
+                "compare__all": "all: [base, reward_pdpo, pdpo]",
+                "reward_models": "reward_models: [pdpo]",
+            },
+            "reward_models",
+            "would write models/reward_pdpo, where the method reward_pdpo is",
+        ),
+        (
+            {"train_reward_model__batch_size": "batch_size: 6"},
+            "train_reward_model.micro_batch_size",
+            "must divide batch_size (6), not 4",
         ),
     ],
 )

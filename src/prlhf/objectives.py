@@ -122,12 +122,18 @@ def chosen_shortfall(chosen: Tensor, ref_chosen: Tensor, tokens: Tensor) -> Tens
     return torch.relu(ref_chosen - chosen) / tokens.clamp_min(1)
 
 
-def reward_loss(difference_user: Tensor, difference_generic: Tensor, *, alpha: float) -> Tensor:
+def reward_loss(
+    difference_user: Tensor | None, difference_generic: Tensor | None, *, alpha: float
+) -> Tensor:
     """P-RM loss of each pair, [B]: `-alpha log sigmoid(dr(u)) - (1-alpha) log sigmoid(dr(u_0))`.
 
     Args:
-        difference_user: r(x, y_w, u) - r(x, y_l, u), [B].
-        difference_generic: the same for the generic user, [B].
+        difference_user: r(x, y_w, u) - r(x, y_l, u), [B]; may be None when `alpha` is 0.
+        difference_generic: the same for the generic user, [B]; may be None when `alpha` is 1.
         alpha: weight of the personalised term.
     """
-    return two_term(-F.logsigmoid(difference_user), -F.logsigmoid(difference_generic), alpha)
+    return two_term(
+        None if difference_user is None else -F.logsigmoid(difference_user),
+        None if difference_generic is None else -F.logsigmoid(difference_generic),
+        alpha,
+    )

@@ -17,7 +17,8 @@ class Stage:
         module: The module of `prlhf.stages` that runs it.
         summary: One line for `prlhf --help`.
         detail: What `prlhf <stage> --help` adds.
-        methods: What `--method` takes: nothing, a trained method, or also an untuned one.
+        methods: What `--method` takes: nothing, a method (`trained`, or `rewarded` where the runs
+            are those in reward_models), or also an untuned one (`all`).
     """
 
     name: str
@@ -73,6 +74,14 @@ STAGES = (
         "A killed run resumes from its last checkpoint. Writes models/METHOD and "
         "reports/curves/METHOD.csv.",
         methods="trained",
+    ),
+    Stage(
+        "train_reward_model",
+        "train_reward_model",
+        "Train a personalised reward model.",
+        "On the kind of user model that METHOD has, for the methods in reward_models. Writes "
+        "models/reward_METHOD, and its held-out accuracy to reports/reward_models.",
+        methods="rewarded",
     ),
     Stage(
         "generate",

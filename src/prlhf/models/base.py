@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +214,23 @@ class Encoder:
         if not self.reads_text:
             return [None] * len(table)
         return [stated(text) for text in table["user_text"]]
+
+    def given_texts(self, texts: Sequence[str | None] | None, count: int) -> list[str | None]:
+        """Texts of `count` users as a caller gives them; None for those who say nothing.
+
+        Raises:
+            UserError: there are more or fewer of them, or the model reads none.
+        """
+        if texts is None:
+            return [None] * count
+        if len(texts) != count:
+            raise UserError(f"{count} prompts but {len(texts)} texts", fix="give one each")
+        if not self.reads_text:
+            raise UserError(
+                "the model reads no user texts",
+                fix="leave them out, or load a method that has `text: true`",
+            )
+        return [stated(text) for text in texts]
 
     def text(self, text: str) -> list[int]:
         """Token ids of plain text, nothing added, nothing cut."""

@@ -35,19 +35,21 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     )
 
 
-def find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[str]:
+def find_targets(
+    model: PreTrainedModel, targets: str | Sequence[str], where: str = "train.lora.targets"
+) -> list[str]:
     """Names of the layers to adapt, all of which exist in the model.
 
     Args:
         model: the base model.
         targets: `auto` (attention projections), `all` (every linear layer but the output head) or
             names of layers.
+        where: the key that says so, for errors.
 
     Raises:
         UserError: a name matches no layer, or `auto` finds none.
     """
     present = linear_layers(model)
-    where = "train.lora.targets"
     listing = f"this {model.config.model_type} model has {', '.join(present) or 'none'}"
     if not present:
         raise UserError(f"no layer can be adapted; {listing}", where=where)
@@ -80,6 +82,7 @@ def add_lora(
     targets: str | Sequence[str],
     base_name: str,
     seed: int,
+    where: str = "train.lora.targets",
 ) -> PeftModel:
     """Wrap the model with fresh LoRA adapters (which start as the identity), float32, trainable.
 
@@ -90,7 +93,7 @@ def add_lora(
         r=rank,
         lora_alpha=cast(int, alpha),
         lora_dropout=dropout,
-        target_modules=find_targets(model, targets),
+        target_modules=find_targets(model, targets, where),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )

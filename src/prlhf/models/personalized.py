@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prlhf.data.contract import canonical_prompt, stated
+from prlhf.data.contract import canonical_prompt
 from prlhf.errors import UserError
 from prlhf.io import read_json, write_json
 from prlhf.models.base import BaseModel, Encoder, load_base
@@ -132,7 +132,7 @@ class PersonalizedLM(nn.Module):
             batch: rows packed by `pack`, on this model's device.
             features: also return each response's mean hidden state and last token.
         """
-        hidden = self._hidden(batch)
+        hidden = self.hidden(batch)
         flat = hidden.reshape(-1, hidden.shape[-1])
         model = self.causal_lm
         per_token = token_logps(
@@ -156,7 +156,7 @@ class PersonalizedLM(nn.Module):
             last,
         )
 
-    def _hidden(self, batch: Packed) -> Tensor:
+    def hidden(self, batch: Packed) -> Tensor:
         """Last hidden states [B, L, d]."""
         embeds = self.causal_lm.get_input_embeddings()(batch.input_ids)
         if self.user_model.tokens:
@@ -272,20 +272,14 @@ class PersonalizedLM(nn.Module):
         """
         if len(prompts) != len(users):
             raise UserError(f"{len(prompts)} prompts but {len(users)} users", fix="give one each")
-        if texts is not None and len(prompts) != len(texts):
-            raise UserError(f"{len(prompts)} prompts but {len(texts)} texts", fix="give one each")
-        if texts is not None and not self.encoder.reads_text:
-            raise UserError(
-                "the model reads no user texts",
-                fix="leave them out, or load a method that has `text: true`",
-            )
+        read = self.encoder.given_texts(texts, len(prompts))
         requests = [
             (self.user_model.index(user), canonical_prompt(prompt))
             for prompt, user in zip(prompts, users, strict=True)
         ]
         completions = self.complete(
             requests,
-            None if texts is None else [stated(text) for text in texts],
+            read,
             sampling=sampling or Sampling(max_new_tokens=256, temperature=0.7, top_p=0.9),
             seed=seed,
         )

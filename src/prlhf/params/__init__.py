@@ -24,6 +24,7 @@ from prlhf.params.training import (
     LoraParams,
     MethodParams,
     PretrainParams,
+    RewardTrainParams,
     TrainParams,
     UserModelParams,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "PretrainParams",
     "PrismParams",
     "RewardJudgeParams",
+    "RewardTrainParams",
     "Section",
     "SplitParams",
     "TldrParams",

@@ -16,6 +16,7 @@ from prlhf.params.training import (
     CompareParams,
     MethodParams,
     PretrainParams,
+    RewardTrainParams,
     TrainParams,
     UserModelParams,
 )
@@ -55,6 +56,12 @@ class Params(Section):
     )
     compare: CompareParams
     train: TrainParams
+    reward_models: list[str] = Field(
+        description="The methods whose kind of user model gets a personalised reward model, too: "
+        "keys of `methods`, each once; `[]` for none. `train_reward_model` runs for each, and "
+        "writes `models/reward_<name>`."
+    )
+    train_reward_model: RewardTrainParams
     generate: GenerateParams
     judge: JudgeParams
     evaluate: EvaluateParams
@@ -65,5 +72,22 @@ class Params(Section):
             raise conflict(
                 "compare.trained",
                 f"names {', '.join(unknown)}, but methods has {listed(self.methods)}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reward_models_are_known(self) -> Self:
+        names = self.reward_models
+        if unknown := [name for name in names if name not in self.methods]:
+            raise conflict(
+                "reward_models",
+                f"names {', '.join(unknown)}, but methods has {listed(self.methods)}",
+            )
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise conflict("reward_models", f"names {', '.join(twice)} more than once")
+        if taken := [name for name in names if f"reward_{name}" in self.methods]:
+            raise conflict(
+                "reward_models",
+                f"would write models/reward_{taken[0]}, where the method reward_{taken[0]} is",
             )
         return self

@@ -97,7 +97,7 @@ class CompareParams(Section):
 
 
 class LoraParams(Section):
-    """`train.lora`: the low-rank adapter on the frozen base model."""
+    """`lora`: the low-rank adapter on the frozen base model."""
 
     r: int = Field(ge=1, description="Rank.")
     alpha: float = Field(gt=0, description="Scale; the adapter is multiplied by alpha / r.")
@@ -109,8 +109,8 @@ class LoraParams(Section):
     )
 
 
-class TrainParams(Section):
-    """`train`: P-DPO."""
+class ObjectiveParams(Section):
+    """What P-DPO minimises."""
 
     alpha: float = Field(
         ge=0,
@@ -136,10 +136,17 @@ class TrainParams(Section):
         description="Coefficient of the penalty for a chosen response that falls below the "
         "reference model's probability.",
     )
+
+
+class FitParams(Section):
+    """How an adapter and a user model are trained on pairs, whatever the loss."""
+
     lora: LoraParams
-    lora_lr: float = Field(gt=0, description="Learning rate of the adapter.")
+    lora_lr: float = Field(
+        gt=0, description="Learning rate of the adapter, and of a reward model's head."
+    )
     user_lr: float = Field(gt=0, description="Learning rate of the user model.")
-    weight_decay: float = Field(ge=0, description="AdamW weight decay on the adapter.")
+    weight_decay: float = Field(ge=0, description="AdamW weight decay on the adapter (and head).")
     epochs: float = Field(gt=0, description="Passes over the training pairs.")
     max_steps: int | None = Field(
         ge=1, description="Optimiser steps at most; null for what `epochs` gives."
@@ -174,6 +181,21 @@ class TrainParams(Section):
         if self.batch_size % self.micro_batch_size:
             raise conflict(
                 "micro_batch_size",
-                f"must divide train.batch_size ({self.batch_size}), not {self.micro_batch_size}",
+                f"must divide batch_size ({self.batch_size}), not {self.micro_batch_size}",
             )
         return self
+
+
+class TrainParams(FitParams, ObjectiveParams):
+    """`train`: P-DPO."""
+
+
+class RewardTrainParams(FitParams):
+    """`train_reward_model`: the personalised reward model."""
+
+    alpha: float = Field(
+        ge=0,
+        le=1,
+        description="Weight of the personalised term; 1 - alpha is the generic user's. 0 trains "
+        "the generic user only.",
+    )

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
 from prlhf.training.checkpoints import MarkComplete, last_complete
 from prlhf.training.pairs import Pair
-from prlhf.training.trainer import Objective, PDPOTrainer
+from prlhf.training.trainer import Objective, PairTrainer, PDPOTrainer
 from prlhf.training.watch import ShowProgress, curves
 
 if TYPE_CHECKING:
-    from prlhf.params.training import TrainParams
+    from prlhf.params.training import FitParams, TrainParams
 
 
 def objective_of(train: TrainParams) -> Objective:
@@ -58,21 +58,52 @@ def finetune(
     Returns:
         The training curves.
     """
+    return fit(
+        lambda arguments, callbacks: PDPOTrainer(
+            model,
+            objective=objective_of(train),
+            arguments=arguments,
+            train_pairs=train_pairs,
+            eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
+            lora_lr=train.lora_lr,
+            user_lr=train.user_lr,
+            callbacks=callbacks,
+        ),
+        train,
+        checkpoints=checkpoints,
+        seed=seed,
+        device=model.device,
+        label=label,
+    )
+
+
+def fit(
+    trainer_of: Callable[[TrainingArguments, list[TrainerCallback]], PairTrainer],
+    params: FitParams,
+    *,
+    checkpoints: Path,
+    seed: int,
+    device: torch.device,
+    label: str,
+) -> pd.DataFrame:
+    """Run a trainer to its end, resuming from the newest complete checkpoint in `checkpoints`.
+
+    Args:
+        trainer_of: makes the trainer from its arguments and callbacks.
+        params: how to optimise.
+        checkpoints, seed, label: as `finetune` takes them.
+        device: where the model is.
+
+    Returns:
+        The training curves.
+    """
     set_seed(seed)
     # The Trainer warns about things that this subclass means (its optimiser, no label columns).
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     checkpoints.mkdir(parents=True, exist_ok=True)
     show = ShowProgress(label)
-    trainer = PDPOTrainer(
-        model,
-        objective=objective_of(train),
-        arguments=training_arguments(train, checkpoints, seed, model.device),
-        train_pairs=train_pairs,
-        eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
-        lora_lr=train.lora_lr,
-        user_lr=train.user_lr,
-        callbacks=[show, MarkComplete()],
-    )
+    arguments = training_arguments(params, checkpoints, seed, device)
+    trainer = trainer_of(arguments, [show, MarkComplete()])
     resume = last_complete(checkpoints)
     if resume is not None:
         say(f"{label}: resuming from step {resume.name.rpartition('-')[2]}")
@@ -90,9 +121,9 @@ def finetune(
 
 
 def training_arguments(
-    train: TrainParams, output: Path, seed: int, device: torch.device
+    train: FitParams, output: Path, seed: int, device: torch.device
 ) -> TrainingArguments:
-    """Hugging Face's arguments for `train.*`; one device batch is a micro-batch of pairs."""
+    """Hugging Face's arguments; one device batch is a micro-batch of pairs."""
     return TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=train.micro_batch_size,
@@ -124,7 +155,7 @@ def training_arguments(
     )
 
 
-def _with_warmup(train: TrainParams) -> str:
+def _with_warmup(train: FitParams) -> str:
     return "constant_with_warmup" if train.schedule == "constant" else train.schedule
 
 

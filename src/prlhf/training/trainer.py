@@ -1,11 +1,15 @@
-"""P-DPO on top of `transformers.Trainer`: the loss, the optimiser, and what a step reports."""
+"""Training on pairs on top of `transformers.Trainer`: the loss of P-DPO, the optimiser, the report.
+
+What does not depend on the loss is in `PairTrainer`; reward models (`prlhf.training.reward`) share
+it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +24,9 @@ from transformers import (
 
 from prlhf import objectives
 from prlhf.io import naming
+from prlhf.models.packing import Packed, Row
 from prlhf.models.personalized import CARD, TABLES, PersonalizedLM, load_user_model
+from prlhf.models.user_model import UserModel
 from prlhf.training.optim import build_optimizer, clip_gradients
 from prlhf.training.pairs import Pair, PairBatch, PairCollator
 
@@ -72,12 +78,9 @@ def pair_losses(model: nn.Module, batch: PairBatch, objective: Objective) -> Pai
         terms[name] = h
         nlls[name] = objectives.chosen_nll(chosen, tokens)
         shortfalls[name] = objectives.chosen_shortfall(chosen, batch.ref_chosen, tokens)
-        metrics[f"accuracy_{name}"] = (h > 0).float() + 0.5 * (h == 0).float()
+        metrics[f"accuracy_{name}"] = agreement(h)
         metrics[f"margin_{name}"] = h.detach()
-    alpha = objective.alpha
-    if not (batch.as_user and batch.as_generic):
-        # One condition stands for both (a uniform user model), or the other has no weight.
-        alpha = 1.0 if batch.as_user else 0.0
+    alpha = weight_of_user(batch, objective.alpha)
     loss = objectives.pdpo_loss(
         terms.get("user"),
         terms.get("generic"),
@@ -91,14 +94,47 @@ def pair_losses(model: nn.Module, batch: PairBatch, objective: Objective) -> Pai
     metrics["nll"] = nll.detach()
     metrics["preference_loss"] = loss.detach()
     total = loss + objective.nll * nll + objective.chosen_penalty * shortfall
-    if batch.as_user and scores.penalty is not None:
-        # Rows of a batch without the tree mask are two to a pair; the user's come first either way.
-        rows_per_pair = len(scores.penalty) // (pairs * len(by_condition))
-        total = total + scores.penalty[: pairs * rows_per_pair : rows_per_pair]
-    return PairLosses(total, metrics)
+    return PairLosses(total + user_penalty(batch, scores.penalty), metrics)
 
 
-def conditions(model: PersonalizedLM, alpha: float) -> tuple[bool, bool]:
+def agreement(margin: Tensor) -> Tensor:
+    """1 where the chosen response is ahead, 0.5 where there is a tie, else 0, [P]."""
+    return (margin > 0).float() + 0.5 * (margin == 0).float()
+
+
+def weight_of_user(batch: PairBatch, alpha: float) -> float:
+    """The weight of the personalised term, given which conditions were computed."""
+    if batch.as_user and batch.as_generic:
+        return alpha
+    # One condition stands for both (a uniform user model), or the other has no weight.
+    return 1.0 if batch.as_user else 0.0
+
+
+def user_penalty(batch: PairBatch, penalty: Tensor | None) -> Tensor | float:
+    """The regulariser of each pair's user, [P], from that of each row; 0 if no row is a user's."""
+    if not batch.as_user or penalty is None:
+        return 0.0
+    # Rows of a batch without the tree mask are two to a pair; the user's come first either way.
+    pairs = len(batch)
+    rows_per_pair = len(penalty) // (pairs * (1 + batch.as_generic))
+    return penalty[: pairs * rows_per_pair : rows_per_pair]
+
+
+class PairModel(Protocol):
+    """What is trained on pairs: a `PersonalizedLM`, or something that holds one."""
+
+    @property
+    def user_model(self) -> UserModel:
+        """User indices to embeddings."""
+
+    def pack(self, rows: Sequence[Row]) -> Packed:
+        """Rows as one batch."""
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write what is trained to an existing directory."""
+
+
+def conditions(model: PairModel, alpha: float) -> tuple[bool, bool]:
     """Which of (own user, generic user) have to be computed.
 
     Without user tokens both conditions are the same computation, and one does.
@@ -108,18 +144,19 @@ def conditions(model: PersonalizedLM, alpha: float) -> tuple[bool, bool]:
     return alpha > 0, alpha < 1
 
 
-class PDPOTrainer(Trainer):
-    """Trains the LoRA adapter and the user model of a `PersonalizedLM` by P-DPO.
+class PairTrainer(Trainer):
+    """Trains an adapter, a user model and what may sit on top of them on preference pairs.
 
     The loss of a step is the weighted mean over all its pairs, however they are split into
-    micro-batches and processes, so gradient accumulation equals one large batch.
+    micro-batches and processes, so gradient accumulation equals one large batch. Subclasses say
+    what the loss is (`pair_losses`) and how a checkpoint is loaded (`load_model`).
 
     Args:
-        model: adapter and user model trainable, everything else frozen.
-        objective: the loss and its weights.
+        model: adapter and user model trainable, the base model frozen.
+        alpha: weight of the personalised term; a term without weight is not computed.
         arguments: Hugging Face training arguments; a device batch is counted in pairs.
         train_pairs, eval_pairs: what to learn from, and a fixed sample to watch.
-        lora_lr, user_lr: learning rates.
+        lora_lr, user_lr: learning rates of the user model, and of all else that is trained.
         callbacks: called as by `Trainer`; its own printing and bars are switched off.
     """
 
@@ -128,9 +165,9 @@ class PDPOTrainer(Trainer):
 
     def __init__(
         self,
-        model: PersonalizedLM,
+        model: PairModel,
         *,
-        objective: Objective,
+        alpha: float,
         arguments: TrainingArguments,
         train_pairs: Sequence[Pair],
         eval_pairs: Sequence[Pair],
@@ -138,16 +175,15 @@ class PDPOTrainer(Trainer):
         user_lr: float,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        as_user, as_generic = conditions(model, objective.alpha)
+        as_user, as_generic = conditions(model, alpha)
         super().__init__(
-            model=model,
+            model=cast(nn.Module, model),
             args=arguments,
             data_collator=PairCollator(model.pack, as_user, as_generic),
             train_dataset=cast(Any, list(train_pairs)),
             eval_dataset=cast(Any, list(eval_pairs)),
             callbacks=list(callbacks),
         )
-        self.objective = objective
         self.lora_lr = lora_lr
         self.user_lr = user_lr
         # Tells the Trainer that the loss is already normalised over the accumulated batches.
@@ -156,6 +192,16 @@ class PDPOTrainer(Trainer):
         self._weight: Tensor | float = 0.0
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
+
+    # -- what a subclass says --------------------------------------------------------------------
+
+    def pair_losses(self, model: nn.Module, batch: PairBatch) -> PairLosses:
+        """The loss of each pair of a batch on the model's device."""
+        raise NotImplementedError
+
+    def load_model(self, directory: Path) -> None:
+        """Load what `save_pretrained` wrote to a checkpoint into `self.model`, trainable."""
+        raise NotImplementedError
 
     # -- loss ------------------------------------------------------------------------------------
 
@@ -175,7 +221,7 @@ class PDPOTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         batch = inputs["batch"].to(self.args.device)
-        result = pair_losses(model, batch, self.objective)
+        result = self.pair_losses(model, batch)
         total = batch.weight.sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes; the total already covers all of them.
         loss = (batch.weight * result.loss).sum() / total * self.args.world_size
@@ -218,7 +264,7 @@ class PDPOTrainer(Trainer):
         try:
             for batch in self._eval_batches(pairs):
                 moved = batch.to(self.args.device)
-                self._record(pair_losses(self.model, moved, self.objective), moved.weight)
+                self._record(self.pair_losses(self.model, moved), moved.weight)
             means = self._take_means()
         finally:
             self.model.train(training)
@@ -240,10 +286,11 @@ class PDPOTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            personalized = cast(PersonalizedLM, self.model)
-            users = personalized.user_model
+            users = cast(PairModel, self.model).user_model
+            theirs = {id(p) for p in users.parameters()}
+            others = (p for p in self.model.parameters() if id(p) not in theirs)
             self.optimizer = build_optimizer(
-                lora=[p for p in personalized.lm.parameters() if p.requires_grad],
+                lora=[p for p in others if p.requires_grad],
                 user_dense=[p for p in users.dense_parameters() if p.requires_grad],
                 user_tables=[p for p in users.sparse_parameters() if p.requires_grad],
                 lora_lr=self.lora_lr,
@@ -264,23 +311,43 @@ class PDPOTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Adapter and user model (the base model never changes), and the means in progress."""
+        """What is trained (the base model never changes), and the means in progress."""
         directory = Path(output_dir or cast(str, self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
-        cast(PersonalizedLM, self.model).save_pretrained(directory)
+        cast(PairModel, self.model).save_pretrained(directory)
         torch.save((self._sums, self._weight), directory / MEANS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         directory = Path(resume_from_checkpoint)
-        load_trained(cast(PersonalizedLM, self.model), directory)
+        self.load_model(directory)
         # A resumed run logs what an uninterrupted one would, also halfway between two logs.
         self._sums, self._weight = torch.load(directory / MEANS, map_location=self.args.device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate does not know packed batches."""
         return 0
+
+
+class PDPOTrainer(PairTrainer):
+    """Trains the LoRA adapter and the user model of a `PersonalizedLM` by P-DPO.
+
+    Args:
+        model: adapter and user model trainable, everything else frozen.
+        objective: the loss and its weights.
+        options: as `PairTrainer` takes them.
+    """
+
+    def __init__(self, model: PersonalizedLM, *, objective: Objective, **options: Any) -> None:
+        super().__init__(model, alpha=objective.alpha, **options)
+        self.objective = objective
+
+    def pair_losses(self, model: nn.Module, batch: PairBatch) -> PairLosses:
+        return pair_losses(model, batch, self.objective)
+
+    def load_model(self, directory: Path) -> None:
+        load_trained(cast(PersonalizedLM, self.model), directory)
 
 
 def load_trained(model: PersonalizedLM, directory: Path) -> None:

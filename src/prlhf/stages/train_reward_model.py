@@ -1,0 +1,112 @@
+"""Stage `train_reward_model`: a personalised reward model, on a method's kind of user model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from prlhf.data.contract import require_stated
+from prlhf.io import atomic_path, read_parquet, write_json, write_text
+from prlhf.models.base import Encoder, load_base
+from prlhf.models.lora import add_lora
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.reward_model import PersonalizedRewardModel
+from prlhf.progress import say
+from prlhf.training.checkpoints import ROOT, run_key
+from prlhf.training.finetune import discard
+from prlhf.training.pretrained import load_pretrained
+from prlhf.training.reward import (
+    accuracy_report,
+    encode_without_reference,
+    fit_reward_model,
+    score_held_out,
+)
+
+if TYPE_CHECKING:
+    from prlhf.params import MethodParams, ModelParams, RewardTrainParams, TokenParams
+
+PARAMS: Final = ("seed", "model", "tokens", "train_reward_model", "methods.*")
+
+BASE: Final = Path("models/base")
+PREPARED: Final = Path("data/prepared")
+PRETRAINED: Final = Path("models/user_model")
+REPORTS: Final = Path("reports/reward_models")
+
+
+def run(
+    *,
+    seed: int,
+    model: ModelParams,
+    tokens: TokenParams,
+    train_reward_model: RewardTrainParams,
+    method: MethodParams,
+    name: str,
+) -> None:
+    """Write `models/reward_<name>` and `reports/reward_models/<name>.{json,csv}`.
+
+    Raises:
+        UserError: the model has no layer for LoRA, or the method reads texts that nobody wrote.
+    """
+    train = train_reward_model
+    settings = {
+        "reward_model": True,
+        "seed": seed,
+        "model": model.model_dump(),
+        "tokens": tokens.model_dump(),
+        "train": train.model_dump(),
+        "method": method.model_dump(),
+    }
+    inputs = [BASE, PREPARED / "train.parquet", PREPARED / "validation.parquet", PRETRAINED]
+    checkpoints = ROOT / f"reward_{name}-{run_key(settings, inputs)}"
+
+    tables = {
+        split: read_parquet(PREPARED / f"{split}.parquet")
+        for split in ("train", "validation", "test", "unseen")
+    }
+    if method.text:
+        require_stated(tables["train"]["user_text"], f"params.yaml: methods.{name}.text")
+
+    base = load_base(BASE, model.dtype)
+    encoder = Encoder(
+        base.tokenizer,
+        tokens.max_prompt,
+        tokens.max_response,
+        tokens.max_user_text if method.text else None,
+    )
+    lora = train.lora
+    adapted = add_lora(
+        base.model,
+        rank=lora.r,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets,
+        base_name=str(base.source.get("name", "base")),
+        seed=seed,
+        where="train_reward_model.lora.targets",
+    )
+    users = load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text)
+    about = {"reward_model": name, "objective": {"alpha": train.alpha}}
+    reward_model = PersonalizedRewardModel(PersonalizedLM(base, adapted, users, encoder, about))
+    label = f"train_reward_model {name}"
+    curves = fit_reward_model(
+        reward_model,
+        train,
+        train_pairs=encode_without_reference(tables["train"], encoder),
+        eval_pairs=encode_without_reference(tables["validation"], encoder),
+        checkpoints=checkpoints,
+        seed=seed,
+        label=label,
+    )
+    unseen = tables["unseen"]
+    unseen = unseen[unseen["prompt_split"] == "test"]
+    report = accuracy_report(score_held_out(reward_model, tables["test"], unseen, label))
+    accuracy = report["accuracy"]
+    say(
+        f"{label}: held-out accuracy {accuracy['personalised']:.3f} with users, "
+        f"{accuracy['generic']:.3f} without"
+    )
+    with atomic_path(Path("models") / f"reward_{name}", directory=True) as directory:
+        reward_model.save_pretrained(directory)
+    write_json(REPORTS / f"{name}.json", {"kind": method.kind, **report})
+    write_text(REPORTS / f"{name}.csv", curves.to_csv(index=False, lineterminator="\n"))
+    discard(checkpoints)

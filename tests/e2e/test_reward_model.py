@@ -1,0 +1,43 @@
+"""A reward model in `dvc repro`: asked for in params.yaml, and judging from its directory."""
+
+from __future__ import annotations
+
+import pytest
+from e2e_project import Project
+
+pytestmark = pytest.mark.e2e
+
+JUDGE = """
+from prlhf.models.reward_model import PersonalizedRewardModel
+
+model = PersonalizedRewardModel.from_pretrained("models/reward_pdpo")
+user = model.user_model.users[0]
+print(*model.reward(["a?", "a?"], ["ash", "bay cob"], [user, None]))
+"""
+
+
+def test_a_reward_model_is_trained_when_it_is_asked_for(project: Project):
+    before = project.digests("models/pdpo", "reports/metrics.json")
+    project.set({"reward_models": ["pdpo"], "train_reward_model.max_steps": 6})
+    result = project.run("dvc", "repro", "train_reward_model")
+    assert result.ran == ["train_reward_model@pdpo"]
+    report = project.json("reports/reward_models/pdpo.json")
+    users = report["users"].values()
+    seen = [user["accuracy"] for user in users if user["seen"]]
+    assert len(seen) == 10
+    assert report["kind"] == "cluster"
+    assert report["accuracy"]["personalised"] == pytest.approx(sum(seen) / len(seen))
+    assert report["accuracy"]["worst_user"] == min(seen)
+    assert report["pairs"]["test"] == sum(user["pairs"] for user in users if user["seen"])
+    curves = (project / "reports/reward_models/pdpo.csv").read_text().splitlines()
+    assert curves[0].startswith("step,epoch,split,loss,")
+    assert not list((project / ".cache/checkpoints").glob("reward_pdpo-*"))
+    assert project.digests("models/pdpo", "reports/metrics.json") == before
+    rewards = project.run("python", "-c", JUDGE).out.split()
+    assert len({float(reward) for reward in rewards}) == 2
+    assert project.run("dvc", "repro", "train_reward_model").ran == []
+
+
+def test_an_unknown_method(project: Project):
+    result = project.run("prlhf", "train-reward-model", "--method", "nobody", status=2)
+    assert "train-reward-model --method: unknown method nobody" in result.errors[0]
