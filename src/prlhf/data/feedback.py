@@ -210,7 +210,13 @@ _encode_sorted = json.JSONEncoder(
 
 
 def _digest(row: Mapping[str, Any]) -> bytes:
-    text = _encode_sorted({name: value for name, value in row.items() if value is not None})
+    # A table writes the whole numbers of a column with gaps as 17.0.
+    given = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in row.items()
+        if value is not None
+    }
+    text = _encode_sorted(given)
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
