@@ -102,11 +102,8 @@ def look(repo: Repo, name: str) -> Version:
             ingest = repo.stage.load_one(pipeline, "ingest")
             validate = repo.stage.load_one(pipeline, "validate")
             sources = list(_sources(repo, ingest))
-            outs = {
-                INGESTED: _named(ingest.outs, INGESTED),
-                PREPARED: _named(validate.outs, PREPARED),
-            }
-            found = {out.def_path: out for out in outs.values() if out is not None}
+            ingested, prepared = _named(ingest.outs, INGESTED), _named(validate.outs, PREPARED)
+            files = [_opener(out, name == WORKSPACE) for out in (ingested, prepared)]
     except RevError as error:
         raise UserError(
             "no such revision", where=name, fix="`git log` and `git tag` list them"
@@ -114,21 +111,16 @@ def look(repo: Repo, name: str) -> Version:
     except DvcException:
         return NOTHING
     hashes = {dep.def_path: _hash(out) for dep, out in sources}
-    hashes |= {path: _hash(out) for path, out in found.items()}
+    hashes |= {INGESTED: _hash(ingested), PREPARED: _hash(prepared)}
     stale = [
         f"{dep.def_path} is not ingested as it is"
         for dep, out in sources
         if _hash(dep) != _hash(out)
     ]
-    ingested = outs[INGESTED]
-    if ingested is not None and _hash(_named(validate.deps, INGESTED)) != _hash(ingested):
+    if _hash(_named(validate.deps, INGESTED)) != _hash(ingested):
         stale.append(f"{INGESTED} is not validated as it is")
-    on_disk = name == WORKSPACE
     return Version(
-        hashes={path: value for path, value in hashes.items() if value is not None},
-        stale=tuple(stale),
-        ingested=_opener(ingested, on_disk),
-        prepared=_opener(outs[PREPARED], on_disk),
+        {path: value for path, value in hashes.items() if value is not None}, tuple(stale), *files
     )
 
 
@@ -181,16 +173,18 @@ def _sources(repo: Repo, ingest: Stage) -> Iterator[tuple[Dependency, Output]]:
 
 
 def _opener(out: Output | None, on_disk: bool) -> Files:
-    """How to open the files of a directory: on disk if wanted and there, else in DVC's cache."""
+    """How to open the files of a directory: on disk if wanted and there, else in DVC's cache.
+
+    To be called while the revision is switched to: afterwards DVC takes the output for foreign.
+    """
+    if out is None:
+        return lambda name: None
+    directory, listing, cache = Path(out.fs_path), out.get_obj(), out.cache
 
     def open_file(name: str) -> IO[bytes] | None:
-        if out is None:
-            return None
-        path = Path(out.fs_path) / name
-        if on_disk and path.exists():
-            return path.open("rb")
-        listing = out.get_obj()
-        kept = None if listing is None else listing.get_obj(out.cache, (name,))
+        if on_disk and (directory / name).exists():
+            return (directory / name).open("rb")
+        kept = None if listing is None else listing.get_obj(cache, (name,))
         if kept is None or not kept.fs.exists(kept.path):
             return None
         file: IO[bytes] = kept.fs.open(kept.path, "rb")
