@@ -11,7 +11,7 @@ import click
 PARAMS = Path("params.yaml")
 
 
-@click.command()
+@click.command(short_help="Add the new rows of files of feedback as a dated batch.")
 @click.argument("inbox", type=click.Path(path_type=Path))
 @click.option(
     "--store",
@@ -49,7 +49,7 @@ def add(inbox: Path, store: Path) -> None:
         )
 
 
-@click.command("log")
+@click.command("log", short_help="Show what changed between two versions of the data.")
 @click.argument("rev_a", required=False)
 @click.argument("rev_b", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs: JSON, with all users.")

@@ -41,7 +41,7 @@ def history_text(history: History) -> str:
         return "no commit has data yet (`dvc repro validate`, then commit dvc.lock)"
     head = ["version", "date", "rows", "users", "quarantined", "changed", "commit"]
     parts = [_table(head, [_entry_cells(entry) for entry in history.entries])]
-    if any(entry.counts.rows is None for entry in history.entries):
+    if any(entry.missing for entry in history.entries):
         parts.append(f"not in the cache: `{FETCH}` gets them, from a remote that has them")
     parts += [f"mind: {entry.version}: {what}" for entry in history.entries for what in entry.stale]
     if history.more:
@@ -51,7 +51,7 @@ def history_text(history: History) -> str:
 
 def _entry_cells(entry: Entry) -> list[str]:
     counts = entry.counts
-    rows = "not in the cache" if counts.rows is None else str(counts.rows)
+    rows = "not in the cache" if entry.missing else _number(counts.rows)
     return [
         entry.version + (f" ({entry.tag})" if entry.tag else ""),
         entry.date or "",

@@ -77,6 +77,7 @@ class Entry:
         changed: Paths of data that differ from the version before.
         stale: What the stages have not caught up with.
         counts: The version in figures.
+        missing: It has ingested data, and the cache lacks them.
     """
 
     version: str
@@ -86,6 +87,7 @@ class Entry:
     changed: tuple[str, ...]
     stale: tuple[str, ...]
     counts: Counts
+    missing: bool
 
 
 @dataclass(frozen=True)
@@ -170,16 +172,15 @@ def _entry(
     commit: Commit | None, version: Version, changed: tuple[str, ...], tags: dict[str, str]
 ) -> Entry:
     counts = _counts(version, _read_rows(version.ingested, ["user_id"]))
-    if commit is None:
-        return Entry(WORKSPACE, None, None, None, changed, version.stale, counts)
     return Entry(
-        version=commit.hexsha[:7],
-        tag=tags.get(commit.hexsha),
-        date=commit.committed_datetime.date().isoformat(),
-        subject=str(commit.summary),
+        version=WORKSPACE if commit is None else commit.hexsha[:7],
+        tag=None if commit is None else tags.get(commit.hexsha),
+        date=None if commit is None else commit.committed_datetime.date().isoformat(),
+        subject=None if commit is None else str(commit.summary),
         changed=changed,
         stale=version.stale,
         counts=counts,
+        missing=counts.rows is None and versions.INGESTED in version.hashes,
     )
 
 
