@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prlhf.commands import data as data_commands
 from prlhf.commands import experiment as experiment_commands
 from prlhf.commands import params as params_commands
 from prlhf.errors import UserError
@@ -246,6 +247,15 @@ def write_reference(check: bool) -> None:
     else:
         write_text(REFERENCE, text)
         click.echo(f"{REFERENCE}: written")
+
+
+@app.group(cls=Commands, name="data")
+def data_group() -> None:
+    """Add feedback; see what changed between two versions of the data."""
+
+
+data_group.add_command(data_commands.add)
+data_group.add_command(data_commands.log)
 
 
 @app.command()
