@@ -95,7 +95,7 @@ def test_an_unknown_key_names_the_nearest_and_all_faults_are_told():
         ),
         (
             {"train.batch_size": 4, "train.micro_batch_size": 3},
-            "train.micro_batch_size: must divide train.batch_size (4), not 3",
+            "train.micro_batch_size: must divide batch_size (4), not 3",
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_contradiction_with_the_file_names_the_line_of_the_other_key(tmp_path)
     with pytest.raises(UserErrors) as caught:
         overridden(path, {"train.batch_size": 5})
     assert caught.value.lines() == [
-        f"{path}:{number}: train.micro_batch_size: must divide train.batch_size (5), not 2"
+        f"{path}:{number}: train.micro_batch_size: must divide batch_size (5), not 2"
     ]
 
 

@@ -14,7 +14,7 @@ from prlhf.review.compare import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = {"train@dpo", "train@pdpo"}
-AFTER = {"generate@dpo", "generate@pdpo", "score@dpo", "score@pdpo", "evaluate"}
+AFTER = {"generate@dpo", "generate@pdpo", "score@dpo", "score@pdpo", "judge", "evaluate"}
 
 
 @pytest.fixture
@@ -53,19 +53,19 @@ def test_another_alpha(project):
     assert direct == TRAIN | {"report"}
     assert {stage.name for stage in changes.stages} - direct == AFTER
     gpu = {stage.name for stage in changes.stages if stage.gpu}
-    assert gpu == (TRAIN | AFTER) - {"evaluate"}
+    assert gpu == (TRAIN | AFTER) - {"judge", "evaluate"}
     assert not any(warning.kind == "params" for warning in changes.warnings)
 
 
 def test_a_value_out_of_range_and_another_module(project):
     text = (project / "params.yaml").read_text(encoding="utf-8")
     project.write("params.yaml", text.replace("confidence: 0.95", "confidence: 95"))
-    project.write("src/prlhf/evaluation/judges.py", "# other\n")
+    project.write("src/prlhf/evaluation/tables.py", "# other\n")
     changes = compare(path=project.path)
     [faults] = [each for each in changes.warnings if each.kind == "params"]
     [line] = faults.about
     assert "evaluate.confidence: must be" in line
     [file] = changes.files
-    assert (file.path, file.kind) == ("src/prlhf/evaluation/judges.py", "code")
+    assert (file.path, file.kind) == ("src/prlhf/evaluation/tables.py", "code")
     assert file.stages == ("evaluate",)
     assert [stage.name for stage in changes.stages] == ["evaluate", "report"]
