@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ def load(path: Path = PARAMS_FILE) -> Params:
     """
     document = read_yaml(path)
     try:
-        return Params.model_validate(_plain(document))
+        return Params.model_validate(plain(document))
     except ValidationError as error:
-        raise UserErrors(_explain(error, document, path)) from None
+        raise UserErrors(explain(error, document, path)) from None
 
 
 def read_yaml(path: Path) -> CommentedMap:
@@ -69,12 +69,12 @@ def read_yaml(path: Path) -> CommentedMap:
     return document
 
 
-def _plain(node: Any) -> Any:
+def plain(node: Any) -> Any:
     """ruamel's round-trip nodes as plain Python: strict models refuse subclasses of float, int."""
     if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
+        return {key: plain(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_plain(value) for value in node]
+        return [plain(value) for value in node]
     if isinstance(node, bool) or node is None:
         return node
     for kind in (int, float, str):
@@ -83,21 +83,32 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _explain(error: ValidationError, document: CommentedMap, path: Path) -> list[UserError]:
-    """One error per parameter, in the file's order."""
+def explain(
+    error: ValidationError,
+    document: CommentedMap,
+    path: Path,
+    elsewhere: Collection[tuple[str, ...]] = (),
+) -> list[UserError]:
+    """One error per parameter, in the file's order.
+
+    Args:
+        error: What is wrong.
+        document: What the file holds.
+        path: The file.
+        elsewhere: Keys whose values are not from the file: their faults name no line of it.
+    """
     found: dict[tuple[str, ...], tuple[int, UserError]] = {}
     misspelt: set[tuple[str, ...]] = set()
     for detail in error.errors(include_url=False):
         key, field = _locate(detail)
-        line = _line(document, key)
-        where = f"{path}:{line}" if line else str(path)
+        own = any(key[: len(other)] == other or other[: len(key)] == key for other in elsewhere)
+        line = 0 if own else _line(document, key)
+        where = "" if own else f"{path}:{line}: " if line else f"{path}: "
         problem, fix = _problem(detail, key, field)
         if field is None and (meant := _sibling(key)):
             misspelt.add(meant)
         # A union reports one error per member: they say the same about one key.
-        found.setdefault(
-            key, (line, UserError(problem, where=f"{where}: {'.'.join(key)}", fix=fix))
-        )
+        found.setdefault(key, (line, UserError(problem, where=f"{where}{'.'.join(key)}", fix=fix)))
     missing = {tuple(map(str, d["loc"])) for d in error.errors() if d["type"] == "missing"}
     for key in misspelt & missing:  # one mistake, not two
         found.pop(key)
