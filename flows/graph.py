@@ -44,12 +44,14 @@ class Graph:
         root: Its directory.
         cache: DVC's cache.
         metrics: Metric files, relative to the root.
+        uncached: Outputs that are Git's to keep, not DVC's, relative to the root.
         nodes: Stages by name, those that others need before them.
     """
 
     root: Path
     cache: Path
     metrics: tuple[str, ...]
+    uncached: tuple[str, ...]
     nodes: Mapping[str, Node]
 
 
@@ -95,6 +97,7 @@ def read(directory: Path, environment: Mapping[str, str]) -> Graph:
         root=Path(found["root"]),
         cache=Path(found["cache"]),
         metrics=tuple(found["metrics"]),
+        uncached=tuple(found["uncached"]),
         nodes={node.name: node for node in nodes},
     )
 
@@ -186,11 +189,12 @@ def _ask() -> dict[str, Any]:
             )
             for stage in sort
         ]
-        metrics = {os.path.relpath(out.fs_path, repo.root_dir) for out in repo.index.metrics}
+        outs = {os.path.relpath(out.fs_path, repo.root_dir): out for out in repo.index.outs}
         return {
             "root": repo.root_dir,
             "cache": repo.cache.local_cache_dir,
-            "metrics": sorted(metrics),
+            "metrics": sorted(name for name, out in outs.items() if out.metric),
+            "uncached": sorted(name for name, out in outs.items() if not out.use_cache),
             "nodes": [asdict(node) for node in nodes],
         }
 

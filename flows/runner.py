@@ -138,6 +138,8 @@ def run_stages(
         )
         state.state_details.task_run_id = made.id
         state.state_details.flow_run_id = flow_run_id
+        # Prefect asks states that a task waits for about their results.
+        state.data = node.name
         done[node.name] = Done(outcome, made.id, state)
         log.info("%s: %s", node.name, state.message)
 
@@ -164,6 +166,7 @@ def run_stages(
             waiting.remove(node)
         if running:
             future = next(as_completed(list(running)))
+            future.wait()
             node = running.pop(future)
             state = future.state
             kind = _KINDS.get(state.name or "", Kind.FAILED)

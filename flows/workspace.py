@@ -1,7 +1,7 @@
 """A run with other parameters has a workspace of its own, and becomes a DVC experiment.
 
 The user's files are only read. What runs is a Git clone with the files as they are now, committed
-or not, and DVC's cache of the project, in `.cache/flows/<key>`. A run with the same changes finds
+or not, and DVC's cache of the project, in `.dvc/tmp/flows/<key>`. A run with the same changes finds
 the same workspace again, and goes on in it after a failure or a kill; a success removes it, since
 everything is then in the experiment and in the cache.
 """
@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from prlhf.io import content_hash, write_text
 from prlhf.params.overrides import overridden
 
 PARAMS = "params.yaml"
-PLACE = Path(".cache/flows")
+PLACE = Path(".dvc/tmp/flows")
 LINKS = "reflink,hardlink,symlink,copy"
 
 
@@ -101,16 +101,30 @@ def workspace(
 
 
 def record(
-    made: Workspace, name: str, message: str, commands: Commands, on_line: Callable[[str], None]
+    made: Workspace,
+    name: str,
+    message: str,
+    uncached: Sequence[str],
+    commands: Commands,
+    on_line: Callable[[str], None],
 ) -> str:
     """Save a workspace as a DVC experiment of the project; return the experiment's name.
+
+    Args:
+        made: The workspace.
+        name: The experiment's name; what Git does not take becomes hyphens.
+        message: Of the experiment's commit.
+        uncached: Outputs that the commit has to hold, since DVC's cache does not.
+        commands: What ends the processes.
+        on_line: Called with what DVC says.
 
     Raises:
         UserError: DVC or Git failed.
     """
     name = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
+    also = [f"--include-untracked={path}" for path in uncached if (made.path / path).exists()]
     status = commands.run(
-        [*DVC, "exp", "save", "--quiet", "--force", "--name", name, "--message", message],
+        [*DVC, "exp", "save", "--quiet", "--force", "--name", name, "--message", message, *also],
         cwd=made.path,
         environment=made.variables,
         on_line=on_line,
