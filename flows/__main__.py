@@ -85,7 +85,6 @@ def _server() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         import psutil
-
         from prefect import get_client
 
         with get_client(sync_client=True) as client:

@@ -1,6 +1,6 @@
 """The stage graph and what of it is out of date, asked of DVC: once, in a process of its own.
 
-    python graph.py         prints JSON; the project is the one around the working directory
+python graph.py         prints JSON; the project is the one around the working directory
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The flow `prlhf`: the pipeline of dvc.yaml, stage by stage, each run by DVC.
 
-    python -m flows run --help      runs it here, with or without a server
+python -m flows run --help      runs it here, with or without a server
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from prefect import flow, get_client, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
 from pydantic import Field
 
 import flows  # noqa: F401  (its environment comes before Prefect)
 from flows import graph, parents, process, runner, stage
 from flows import workspace as workspaces
-from prefect import flow, get_client, get_run_logger
-from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
-from prlhf.errors import UserError
-
 from flows.artifacts import metrics_before, publish
 from flows.limits import gpu_limit
+from prlhf.errors import UserError
 
 
 @flow(name="prlhf", persist_result=False)

@@ -75,6 +75,18 @@ class Done:
         return self.outcome is None or self.outcome.kind is not Kind.UNCHANGED
 
 
+class _NoEmptyTraceback(logging.Filter):
+    """Prefect logs a state that a task returned like an exception: with a traceback of none."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and not (record.exc_info is not True and record.exc_info[0]):
+            record.exc_info = None
+        return True
+
+
+_NO_EMPTY_TRACEBACK = _NoEmptyTraceback()
+
+
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_stage(name: str, run: Run, timeout: float | None) -> State[Any]:
     """Bring one stage up to date through DVC."""
@@ -119,6 +131,7 @@ def run_stages(
         UserErrors: `meta` of a stage in dvc.yaml is wrong.
     """
     log = get_run_logger()
+    logging.getLogger("prefect.task_runs").addFilter(_NO_EMPTY_TRACEBACK)
     chosen = {node.name: settings(node) for node in nodes}
     done: dict[str, Done] = {}
     running: dict[PrefectFuture[State[Any]], Node] = {}
@@ -170,9 +183,7 @@ def run_stages(
             node = running.pop(future)
             state = future.state
             kind = _KINDS.get(state.name or "", Kind.FAILED)
-            done[node.name] = Done(
-                Outcome(kind, state.message or ""), future.task_run_id, state
-            )
+            done[node.name] = Done(Outcome(kind, state.message or ""), future.task_run_id, state)
     return done
 
 

@@ -110,7 +110,9 @@ def reproduce(
         if status == 0:
             took = time.monotonic() - started
             kind = succeeded(lines)
-            return Outcome(kind, f"{kind.value} in {took:.0f} s" if kind is Kind.RAN else kind.value)
+            return Outcome(
+                kind, f"{kind.value} in {took:.0f} s" if kind is Kind.RAN else kind.value
+            )
         if not any(_RAN.match(line) for line in lines) and any(map(_BUSY.search, lines)):
             on_line(f"another DVC uses the same files: trying again in {BUSY_DELAY:g} s")
             time.sleep(BUSY_DELAY)
