@@ -1,0 +1,288 @@
+"""Feedback that comes in over time: a store of dated batches that DVC keeps the versions of.
+
+Nothing is ever changed in the store, batches are only added, so two versions of it share what they
+have in common in DVC's cache and remotes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from prlhf.data.files import Records, find_files, read_file
+from prlhf.errors import UserError
+from prlhf.io import atomic_path
+
+if TYPE_CHECKING:
+    from dvc.output import Output
+
+STORE: Final = Path("data/feedback")
+"""Where batches go unless another store is named."""
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What came of an inbox.
+
+    Attributes:
+        path: The new batch; None if there was nothing new.
+        rows: How many rows it has.
+        known: Rows of the inbox that the store had already, or that the inbox repeats.
+    """
+
+    path: Path | None
+    rows: int
+    known: int
+
+
+def append(
+    inbox: Path,
+    store: Path,
+    *,
+    today: datetime.date,
+    columns: Mapping[str, str | None] | None = None,
+) -> Appended:
+    """Add the new rows of an inbox to a store, as one JSON Lines file named after the day.
+
+    Rows keep all fields, under their own names; one that only other rows of the same file have is
+    null. A row is known if the store has one of the same content in any batch: the order of fields
+    and fields that are null do not count. All is read before anything is written, and an inbox
+    with a fault adds nothing. Doing it again adds nothing either.
+
+    Args:
+        inbox: A file, or a directory of files, of the kinds that `prlhf.data.files` reads. A
+            directory may be empty.
+        store: The directory of batches; made if need be. One whose name has a `.dvc` file must
+            hold what that lists, or versions made elsewhere would be lost.
+        today: The day that the batch is named after; a second batch of a day is numbered.
+        columns: Our name -> the source's, as in `data.columns`. If given, files that the stage
+            `ingest` would refuse are refused here; ids and weights of CSV files are then stored as
+            it understands them (the number 1.5, the user 17 for 17.0) instead of as their text.
+
+    Raises:
+        UserError: A file cannot be read, holds something that has no place in JSON or, with
+            `columns`, does not fit them: the message names file and row. Or the store lacks
+            batches of its tracked version.
+    """
+    rows = list(_inbox_rows(inbox, columns))
+    if not rows:
+        return Appended(None, 0, 0)
+    made = not store.exists()
+    store.mkdir(parents=True, exist_ok=True)
+    try:
+        with _only_writer(store):
+            _require_tracked(store)
+            seen = _stored(store)
+            new = []
+            for digest, line in rows:
+                if digest not in seen:
+                    seen.add(digest)
+                    new.append(line)
+            if not new:
+                return Appended(None, 0, len(rows))
+            path = _free_name(store, today)
+            with atomic_path(path) as partial:
+                partial.write_text("".join(new), encoding="utf-8", newline="\n")
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                store.rmdir()
+        raise
+    return Appended(path, len(new), len(rows) - len(new))
+
+
+def track(store: Path) -> None:
+    """Make the store's present content its version: `dvc add STORE`, without a word.
+
+    Git has to be told afterwards: `STORE.dvc` and a `.gitignore` beside it have changed.
+
+    Raises:
+        UserError: This is no DVC repository, or DVC refuses, e.g. because the store lies in the
+            output of a stage or is tracked by Git.
+    """
+    from dvc.exceptions import DvcException, NotDvcRepoError, OverlappingOutputPathsError
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    if not store.is_dir():
+        raise UserError("no such directory", where=store, fix="`prlhf data add` makes it")
+    try:
+        with Repo() as repo:
+            repo.scm_context.quiet = True
+            repo.add(os.fspath(store))
+    except NotDvcRepoError as error:
+        raise UserError(
+            "this is no DVC repository", where=Path.cwd(), fix="`git init` and `dvc init` make one"
+        ) from error
+    except LockError as error:
+        raise UserError(
+            "another DVC command is at work here", where=store, fix="try again when it has ended"
+        ) from error
+    except OverlappingOutputPathsError as error:
+        raise UserError(
+            f"overlaps with {error.overlapping_out}, which DVC tracks already",
+            where=store,
+            fix="choose another directory",
+        ) from error
+    except DvcException as error:
+        raise UserError(f"DVC cannot track it: {error}", where=store) from error
+
+
+def _inbox_rows(
+    inbox: Path, columns: Mapping[str, str | None] | None
+) -> Iterator[tuple[bytes, str]]:
+    """The digest and the line of JSON of every row, in the order of files and rows."""
+    if not inbox.exists():
+        raise UserError("no such file or directory", where=inbox)
+    if inbox.is_dir() and not any(_visible(inbox)):
+        return
+    for file in find_files(inbox):
+        records = _read_all(file)
+        if columns is not None:
+            _fit(records, columns, file.name)
+        yield from _rows(records)
+
+
+def _visible(directory: Path) -> Iterator[Path]:
+    return (entry for entry in directory.iterdir() if not entry.name.startswith("."))
+
+
+def _read_all(file: Path) -> Records:
+    """All columns of a file: their names have to be known to be read."""
+    return read_file(file, read_file(file, ()).names)
+
+
+def _fit(records: Records, columns: Mapping[str, str | None], source: str) -> None:
+    """Refuse what `ingest` would refuse; take its word for what the text of a CSV cell means."""
+    from prlhf.data.columns import contract_rows
+
+    rows = contract_rows(records, columns, source)
+    for ours in ("user_id", "group", "weight"):
+        theirs = columns.get(ours)
+        if theirs is not None and not records.typed:
+            records.columns[theirs] = rows[ours].astype(object).where(rows[ours].notna(), None)
+
+
+def _rows(records: Records) -> Iterator[tuple[bytes, str]]:
+    names = list(records.columns)
+    columns = [
+        column.to_pylist() if hasattr(column, "to_pylist") else column
+        for column in records.columns.values()
+    ]
+    for index, values in enumerate(zip(*columns, strict=True)):
+        row = {
+            # Typed tables mark a gap in a column of numbers by NaN.
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in zip(names, values, strict=True)
+        }
+        try:
+            yield _digest(row), _encode(row) + "\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"cannot be kept as JSON: {_reason(error)}", where=records.where(index)
+            ) from error
+
+
+def _plain(value: object) -> str:
+    """Dates and times, which Parquet has and JSON has not."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise TypeError(f"it holds a value of type {type(value).__name__}")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain).encode
+_encode_sorted = json.JSONEncoder(
+    ensure_ascii=False,
+    allow_nan=False,
+    default=_plain,
+    sort_keys=True,
+    separators=(",", ":"),
+).encode
+
+
+def _digest(row: Mapping[str, Any]) -> bytes:
+    text = _encode_sorted({name: value for name, value in row.items() if value is not None})
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds an unpaired surrogate, which is no valid Unicode text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error)
+
+
+def _stored(store: Path) -> set[bytes]:
+    """The digests of all rows in the store, whatever kinds of files it has."""
+    if not any(_visible(store)):
+        return set()
+    return {digest for file in find_files(store) for digest, _ in _rows(_read_all(file))}
+
+
+def _free_name(store: Path, today: datetime.date) -> Path:
+    # The numbers sort behind the day's first batch: `_` comes after `.`.
+    path, number = store / f"{today.isoformat()}.jsonl", 1
+    while path.exists():
+        number += 1
+        path = store / f"{today.isoformat()}_{number:03}.jsonl"
+    return path
+
+
+@contextlib.contextmanager
+def _only_writer(store: Path) -> Iterator[None]:
+    """Wait until nobody else adds to the store. The lock is on the directory itself: no file."""
+    descriptor = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _require_tracked(store: Path) -> None:
+    """Refuse to add to a store that lacks batches of the version which `STORE.dvc` names.
+
+    They would be missing from the next version: somebody else's batch after a `git pull`, or all
+    of them in a new clone.
+    """
+    tracked = store.with_name(f"{store.name}.dvc")
+    if not tracked.exists():
+        return
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(Repo.find_root(os.fspath(store.parent))) as repo:
+            (out,) = repo.find_outs_by_path(os.fspath(store.absolute()))
+            missing = _missing(out, store)
+    except DvcException as error:
+        raise UserError(f"DVC cannot read it: {error}", where=tracked) from error
+    if missing:
+        raise UserError(
+            f"{missing} of the tracked version is not here",
+            where=store,
+            fix=f"`dvc pull {store}` brings it; if it was removed on purpose, `dvc add {store}`",
+        )
+
+
+def _missing(out: Output, store: Path) -> str | None:
+    """The first batch of a tracked store that is not on disk; `all` if the cache cannot tell."""
+    if not out.hash_info:
+        return None
+    if any(_visible(store)) and not out.changed_checksum():
+        return None
+    listing = out.get_obj()
+    if listing is None:
+        return "all"
+    names = sorted("/".join(key) for key, _, _ in listing)
+    return next((name for name in names if not (store / name).exists()), None)
