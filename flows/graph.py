@@ -124,7 +124,7 @@ def select(graph: Graph, targets: Iterable[str] | None) -> list[Node]:
         wanted |= found
     if faults:
         raise UserErrors(faults)
-    for node in reversed(graph.nodes.values()):
+    for node in reversed(list(graph.nodes.values())):
         if node.name in wanted:
             wanted |= set(node.needs)
     return [node for node in graph.nodes.values() if node.name in wanted]

@@ -5,10 +5,12 @@ python -m flows run --help      runs it here, with or without a server
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 from prefect import flow, get_client, get_run_logger
 from prefect.client.schemas.objects import State
@@ -118,8 +120,7 @@ def changes_of(
     """
     changes: dict[str, Any] = {}
     if experiment is not None:
-        from prlhf import experiments
-
+        experiments = importlib.import_module("prlhf.experiments")
         changes.update(experiments.overrides(experiment, root / "experiments"))
     changes.update(overrides or {})
     return changes
@@ -156,6 +157,6 @@ def _stages(
             runner.Run(project.root, commands, variables, timeout),
             parallel=parallel,
             client=client,
-            flow_run_id=flow_run.get_id(),
+            flow_run_id=UUID(flow_run.get_id()),
         )
     return runner.summary(done)

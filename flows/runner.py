@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from flows.limits import GPU
 from flows.process import Commands
 from flows.stage import Kind, Outcome, reproduce
 
-_STATES = {
+_STATES: dict[Kind, Callable[[str], State[Any]]] = {
     Kind.RAN: lambda message: Completed(message=message),
     Kind.RESTORED: lambda message: Completed(name="Restored", message=message),
     Kind.UNCHANGED: lambda message: Completed(name="Cached", message=message),
@@ -79,7 +79,7 @@ class _NoEmptyTraceback(logging.Filter):
     """Prefect logs a state that a task returned like an exception: with a traceback of none."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and not (record.exc_info is not True and record.exc_info[0]):
+        if record.exc_info and record.exc_info[0] is None:
             record.exc_info = None
         return True
 
