@@ -63,6 +63,7 @@ class FlowProject(Project):
 
     def environment(self) -> dict[str, str]:
         found = super().environment()
+        Path(found["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
         return found | ({"PREFECT_API_URL": self.server} if self.server else {})
 
     def script(self, text: str) -> None:

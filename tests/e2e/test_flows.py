@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from e2e_data import ROOT
 from e2e_project import PATIENCE, Project
 from flow_project import (
     BAD,
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server."""
-    host = Project(tmp_path_factory.mktemp("server") / "project", Path())
+    host = FlowProject(tmp_path_factory.mktemp("server") / "project", ROOT / "src")
     host.path.mkdir()
     port = free_port()
     log = (host.path / "log").open("w")
@@ -47,10 +48,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        one = FlowProject(host.path)
-        one.server = f"http://127.0.0.1:{port}/api"
-        wait_for(lambda: one.ask("/health"))
-        yield one.server
+        host.server = f"http://127.0.0.1:{port}/api"
+        wait_for(lambda: process.poll() is not None or host.ask("/health"))
+        assert process.poll() is None, (host / "log").read_text()
+        yield host.server
         assert not host.network_log.exists(), host.network_log.read_text()
     finally:
         end(process)
@@ -76,6 +77,11 @@ def project(finished_flow: FlowProject, tmp_path: Path) -> FlowProject:
 
 def states(project: FlowProject, name: str) -> dict[str, str]:
     return {task: run["state_name"] for task, run in project.task_runs(name).items()}
+
+
+def add_stage(project: FlowProject, reads: str) -> None:
+    more = f"  more:\n    cmd: cp {reads} more\n    deps: [{reads}]\n    outs: [more]\n"
+    project.edit("dvc.yaml", lambda text: text + more)
 
 
 def test_a_run_without_changes_starts_no_stage_and_says_so(project: FlowProject):
@@ -124,7 +130,7 @@ def test_a_new_stage_needs_no_change_of_the_flow(project: FlowProject):
         "side@a": "Cached",
         "more": "Completed",
     }
-    assert (project / "more.txt").exists()
+    assert (project / "more").exists()
 
 
 def test_an_unknown_stage_is_an_error(project: FlowProject):
