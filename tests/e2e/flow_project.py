@@ -85,16 +85,18 @@ class FlowProject(Project):
         [found] = self.ask("/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
         return found
 
-    def task_runs(self, name: str) -> dict[str, Any]:
+    def task_runs(self, name: str, count: int = len(STAGES)) -> dict[str, Any]:
         """The task runs of a flow run, by name, once the server has taken in all of them."""
 
         def settled() -> Any:
             body = {"flow_runs": {"name": {"any_": [name]}}}
             found = {run["name"]: run for run in self.ask("/task_runs/filter", body)}
-            busy = any(run["state_type"] in {"RUNNING", "SCHEDULED"} for run in found.values())
-            return None if busy else found
+            # NotReady is a pending state, too, but a last one.
+            unsettled = {"Pending", "Running", "Scheduled", "AwaitingRetry", "Retrying"}
+            over = not any(run["state_name"] in unsettled for run in found.values())
+            return (found,) if over and len(found) == count else None
 
-        return wait_for(settled)
+        return wait_for(settled)[0]
 
 
 def make(path: Path, server: str | None) -> FlowProject:
