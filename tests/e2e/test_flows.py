@@ -120,10 +120,7 @@ def test_a_stage_without_a_changed_result_stops_the_chain(project: FlowProject):
 
 
 def test_a_new_stage_needs_no_change_of_the_flow(project: FlowProject):
-    more = (
-        "  more:\n    cmd: cp side-a.txt more.txt\n    deps: [side-a.txt]\n    outs: [more.txt]\n"
-    )
-    project.edit("dvc.yaml", lambda text: text + more)
+    add_stage(project, "side-a.txt")
     result = project.flow("more")
     assert states(project, name_of(result), 3) == {
         "first": "Cached",
@@ -141,10 +138,7 @@ def test_an_unknown_stage_is_an_error(project: FlowProject):
 
 def test_a_failure_is_the_stages_own_line_and_the_next_run_goes_on(project: FlowProject):
     project.script(BAD)
-    more = (
-        "  more:\n    cmd: cp reports/m.json more\n    deps: [reports/m.json]\n    outs: [more]\n"
-    )
-    project.edit("dvc.yaml", lambda text: text + more)
+    add_stage(project, "reports/m.json")
     result = project.flow(status=1)
     message = "error: feedback.jsonl:3: is not JSON (mend it)"
     assert result.errors == [f"{message} [last]"]
