@@ -36,6 +36,7 @@ lint: setup-dev ## everything that `make test` checks without running the code
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/prlhf params docs --check
+	$(BIN)/prlhf lock check
 	$(BIN)/python tools/sync_dvc_deps.py --check
 	$(BIN)/python tools/pin_versions.py --check
 

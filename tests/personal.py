@@ -49,7 +49,12 @@ def randomise_adapter(lm: PersonalizedLM, seed: int = 0) -> None:
 
 
 def personalise(
-    base: BaseModel, kind: str = "individual", *, lora: bool = True, dropout: float = 0.0
+    base: BaseModel,
+    kind: str = "individual",
+    *,
+    lora: bool = True,
+    dropout: float = 0.0,
+    max_user_text: int | None = None,
 ) -> PersonalizedLM:
     """`base` behind a random user model and, on request, a random LoRA adapter, in eval mode."""
     model = base.model
@@ -63,7 +68,7 @@ def personalise(
             base_name="tiny",
             seed=1,
         )
-    encoder = Encoder(base.tokenizer, max_prompt=64, max_response=32)
+    encoder = Encoder(base.tokenizer, 64, 32, max_user_text)
     lm = PersonalizedLM(base, model, random_user_model(kind, base.hidden_size), encoder)
     if lora:
         randomise_adapter(lm)

@@ -136,9 +136,9 @@ def test_a_stage_gets_its_sections_and_no_others(stage, workplace, capsys):
     assert cli.execute(["generate", "--method", "base"]) == 0
     assert calls.pop() == {"tokens": params.tokens, "name": "base"}
 
-    stage("evaluate", record, "methods")
+    stage("evaluate", record, "methods", "compare")
     assert cli.execute(["evaluate"]) == 0
-    assert calls.pop() == {"methods": params.methods}
+    assert calls.pop() == {"methods": params.methods, "compare": params.compare}
 
 
 def test_a_stage_says_that_it_starts_and_how_long_it_took(stage, capsys):
@@ -170,11 +170,11 @@ def test_underscores_are_hyphens(stage, capsys):
         (["train"], "error: prlhf train: Missing option '--method' (see `prlhf train --help`)"),
         (
             ["train", "--method", "base"],
-            "error: prlhf train --method: unknown method base (params.yaml has dpo, pdpo)",
+            "error: prlhf train --method: unknown method base (params.yaml has dpo, ",
         ),
         (
             ["score", "--method", "x"],
-            "error: prlhf score --method: unknown method x (params.yaml has base, dpo, pdpo)",
+            "error: prlhf score --method: unknown method x (params.yaml has base, prompted, dpo, ",
         ),
         (["ingest", "now"], "error: prlhf ingest: Got unexpected extra argument (now) (see `prlhf"),
         (["summary"], "error: reports/metrics.json: no such file (`dvc repro` makes what is miss"),
@@ -306,6 +306,7 @@ def test_a_reader_that_goes_away_is_no_error():
     [
         ("ingest", "builtin", True),
         ("ingest", "hub", False),
+        ("ingest", "prism", False),
         ("base-model", "builtin", False),
         ("reference", "hub", True),
     ],
@@ -315,6 +316,8 @@ def test_only_stages_that_fetch_something_may_use_the_network(
 ):
     path = workplace / "params.yaml"
     text = path.read_text()
+    if source == "prism":
+        text = text.replace("source: builtin", "source: prism")
     if source == "hub":
         text = text.replace("source: builtin", "source: hub").replace("id: null", "id: a/b")
     path.write_text(text)
@@ -340,7 +343,7 @@ def test_params_check(workplace, capsys):
     path = workplace / "params.yaml"
     path.write_text(path.read_text().replace("\n  dpo:", "\n  other:"))
     assert cli.execute(["params", "check"]) == 2
-    assert "dvc.yaml: vars.trained: is [dpo, pdpo]" in capsys.readouterr().err
+    assert "compare.trained: names dpo, but methods has [other, " in capsys.readouterr().err
 
 
 def test_params_docs(workplace, capsys):

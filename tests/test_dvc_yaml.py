@@ -95,11 +95,18 @@ def test_run_takes_what_is_declared_and_nothing_else(stage):
 @each_stage
 def test_commands_run_the_stage_for_each_method(stage):
     declared = DECLARED[stage.name]
-    lists = {"": None, "trained": {"method": "${trained}"}, "all": {"method": "${compared}"}}
-    assert declared.get("matrix") == lists[stage.methods]
+    lists = {"": [], "trained": ["${compare.trained}"], "all": ["${compare.all}"]}
+    assert list(declared.get("matrix", {}).values()) == lists[stage.methods]
     option = " --method ${item.method}" if stage.methods else ""
     assert declared["cmd"] == f"prlhf {stage.command}{option}"
     assert declared["desc"]
+
+
+def test_the_prompted_method_has_a_directory_like_a_trained_one():
+    """`generate` and `score` depend on models/METHOD, whatever the method."""
+    assert "models/prompted" in DECLARED["reference"]["outs"]
+    for name in ("generate", "score"):
+        assert "models/${item.method}" in DECLARED[name]["deps"]
 
 
 def test_dvc_expands_the_graph():

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prlhf.evaluation import accuracy, tables
-from prlhf.evaluation.answers import method_order
+from prlhf.evaluation.answers import answers_to_unseen, method_order
+from prlhf.evaluation.headline import main_method
 from prlhf.evaluation.judges import ORACLES
 from prlhf.evaluation.metrics import Evaluation, Tables, Thresholds, evaluate
 from prlhf.evaluation.statistics import Bootstrap
@@ -280,6 +281,29 @@ def test_diverged_model_counts_as_wrong():
     result = small_evaluation(pdpo=Tables(pairs=broken))
     assert result.metrics["accuracy"]["pdpo"]["groups"]["shorter"] == 0.25
     assert any("4 of 22 margins are not finite" in note for note in result.notes)
+
+
+def test_the_untuned_come_first_in_order():
+    names = {"pdpo": True, "dpo_text": True, "prompted": True, "dpo": False, "base": False}
+    assert method_order(names) == ["base", "prompted", "dpo", "pdpo", "dpo_text"]
+
+
+def test_the_headline_is_not_about_a_model_without_training():
+    metrics = {"accuracy": {"prompted": {"macro": 0.9}, "pdpo_text": {"macro": 0.8}}}
+    assert main_method(metrics, ["prompted", "pdpo_text"]) == "pdpo_text"
+    assert main_method(metrics, ["prompted"]) is None
+
+
+def test_unseen_users_get_answers_of_their_own_where_there_are_any():
+    generic = {"condition": "generic", "user_id": None, "group": None, "text": "g"}
+    own = {"condition": "unseen", "user_id": "zoe", "group": "shorter", "text": "z"}
+    both = answers_to_unseen(pd.DataFrame([generic, own]), {"shorter": 1, "longer": 2})
+    assert both[["group", "text", "weight"]].to_numpy().tolist() == [["shorter", "z", 1]]
+    alone = answers_to_unseen(pd.DataFrame([generic]), {"shorter": 1, "longer": 2})
+    assert alone[["group", "text", "weight"]].to_numpy().tolist() == [
+        ["longer", "g", 2],
+        ["shorter", "g", 1],
+    ]
 
 
 def test_method_order():

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 
 from prlhf.errors import UserError
-from prlhf.evaluation import headline
+from prlhf.evaluation import headline, tables
 from prlhf.evaluation.labels import percent, percent_range, points
 from prlhf.evaluation.svg import Drawing, Scale, clip, ticks
-from prlhf.params import EvaluateParams
+from prlhf.params import CompareParams, EvaluateParams
 from prlhf.stages import evaluate, report
 from synthetic_run import write_run
 
@@ -35,11 +35,15 @@ SETTINGS = EvaluateParams(
 HOSTILE = "<script>alert('x')</script> & \"quoted\" </style><img src=x onerror=alert(1)>"
 
 
+def comparing(*methods: str) -> CompareParams:
+    return CompareParams(trained=list(methods), all=["base", *methods])
+
+
 def make(root: Path, methods=("dpo", "pdpo"), **changes) -> str:
     """Write a synthetic run under `root`, the working directory; evaluate it and report on it."""
     write_run(root, methods=methods, **changes)
     shutil.copy(ROOT / "params.yaml", root)
-    evaluate.run(seed=7, methods=dict.fromkeys(methods), evaluate=SETTINGS)
+    evaluate.run(seed=7, compare=comparing(*methods), evaluate=SETTINGS)
     report.run()
     return (root / "reports/report.html").read_text(encoding="utf-8")
 
@@ -127,7 +131,13 @@ def test_evaluate_writes_what_it_says_and_the_report_reads_it(work):
     assert metrics["win_rate"]["pdpo_vs_dpo"]["groups"]["shorter"]["win_rate"] > 0.9
     assert metrics["length"]["pdpo"]["ratio"] < 0.4
     assert metrics["judge_agreement"]["all"] == 1.0
-    for name in ("per_user", "plots/per_user_accuracy", "plots/lengths", "plots/embeddings"):
+    for name in (
+        "per_user",
+        "plots/per_user_accuracy",
+        "plots/lengths",
+        "plots/embeddings",
+        "plots/curves",
+    ):
         assert len(pd.read_csv(work / f"reports/{name}.csv")) > 5
     for phrase in (
         "The question:",
@@ -235,10 +245,43 @@ def test_report_without_optional_files(work):
     assert "How training went" not in page.words
 
 
+def test_the_curves_of_all_methods_are_one_table(work):
+    make(work)
+    table = pd.read_csv(work / "reports/plots/curves.csv")
+    assert list(table) == ["method", "split", "step", "loss", "accuracy"]
+    assert table.groupby(["method", "split"], sort=True).size().to_dict() == {
+        ("dpo", "train"): 120,
+        ("dpo", "validation"): 6,
+        ("pdpo", "train"): 120,
+        ("pdpo", "validation"): 6,
+    }
+    own = pd.read_csv(work / "reports/curves/pdpo.csv")
+    assert (own["accuracy_user"] != own["accuracy_generic"]).any()
+    assert table[table["method"] == "pdpo"]["accuracy"].tolist() == own["accuracy_user"].tolist()
+
+
+def test_a_method_without_users_has_the_curve_of_the_generic_user(work):
+    plain = pd.DataFrame(
+        {"step": [1], "split": ["train"], "loss": [0.7], "accuracy_generic": [0.5]}
+    )
+    assert tables.curves({"dpo": plain}).to_dict("records") == [
+        {"method": "dpo", "split": "train", "step": 1, "loss": 0.7, "accuracy": 0.5}
+    ]
+    assert tables.curves({}).empty
+
+
+def test_only_the_methods_compared_are_evaluated(work):
+    write_run(work, methods=("dpo", "pdpo", "earlier"))
+    evaluate.run(seed=7, compare=comparing("dpo", "pdpo"), evaluate=SETTINGS)
+    assert "earlier" not in (work / "reports/metrics.json").read_text()
+    for table in (work / "reports").glob("plots/*.csv"):
+        assert "earlier" not in table.read_text(), table
+
+
 def test_missing_files_are_named(work):
     write_run(work)
     with pytest.raises(UserError, match=r"data/generated/other\.parquet: no such file"):
-        evaluate.run(seed=0, methods={"other": None}, evaluate=SETTINGS)
+        evaluate.run(seed=0, compare=comparing("other"), evaluate=SETTINGS)
     with pytest.raises(UserError, match=r"reports/metrics\.json: no such file"):
         report.run()
 
@@ -247,7 +290,7 @@ def test_oracle_required_but_not_known(work):
     write_run(work, task=None)
     settings = SETTINGS.model_copy(update={"judge": "oracle"})
     with pytest.raises(UserError, match="no oracle"):
-        evaluate.run(seed=0, methods={"dpo": None, "pdpo": None}, evaluate=settings)
+        evaluate.run(seed=0, compare=comparing("dpo", "pdpo"), evaluate=settings)
 
 
 def test_names_that_look_like_numbers_or_gaps_stay_text(work):

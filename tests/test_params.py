@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from prlhf import dag, params_docs
-from prlhf.errors import UserError, UserErrors
+from prlhf import params_docs
+from prlhf.errors import UserError
 from prlhf.params import Params, load
 from prlhf.params.describe import all_keys, expectation, keys_of
 from prlhf.params.loading import read_yaml
@@ -69,7 +69,7 @@ def test_every_committed_key_has_a_comment_or_holds_others():
         and "#" not in text
         and text.split(":", 1)[1].strip()
     ]
-    obvious = {"split: train", "dropout: 0.0"}
+    obvious = {"split: train", "dropout: 0.0", "text: false", "kind: uniform", "kind: cluster"}
     assert set(bare) <= obvious
 
 
@@ -179,6 +179,33 @@ def test_a_method_that_cannot_name_a_directory(faults, name):
             "data.hub.id",
             "must name a data set (org/name) when data.source is hub",
         ),
+        (
+            {"compare__trained": "trained: [dpo, cpdo]", "compare__all": "all: [base, dpo, cpdo]"},
+            "compare.trained",
+            f"names cpdo, but methods has [{', '.join(load(ROOT / 'params.yaml').methods)}]",
+        ),
+        (
+            {"compare__trained": "trained: [dpo, pdpo, dpo]"},
+            "compare.trained",
+            "names dpo more than once",
+        ),
+        (
+            {"compare__all": "all: [base, pdpo, dpo, base]"},
+            "compare.all",
+            "names base more than once",
+        ),
+        (
+            {"compare__all": "all: [dpo, pdpo]"},
+            "compare.all",
+            "must name base and all of compare.trained: [base, dpo, pdpo]; prompted may stand "
+            "beside them",
+        ),
+        (
+            {"compare__trained": "trained: [pdpo]"},
+            "compare.all",
+            "must name base and all of compare.trained: [base, pdpo]; prompted may stand "
+            "beside them",
+        ),
     ],
 )
 def test_values_that_contradict_each_other(faults, changes, key, problem):
@@ -246,8 +273,17 @@ def test_a_missing_file(tmp_path):
 
 def test_other_method_names_and_more_methods_are_fine(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(edited(methods__dpo="c-3_x:\n    kind: cluster\n  dpo:"))
-    assert list(load(path).methods) == ["c-3_x", "dpo", "pdpo"]
+    path.write_text(
+        edited(
+            methods__dpo="c-3_x:\n    kind: cluster\n    text: true\n  dpo:",
+            compare__trained="trained: [c-3_x, dpo]",
+            compare__all="all: [dpo, base, c-3_x, prompted]",
+        )
+    )
+    params = load(path)
+    assert list(params.methods)[:2] == ["c-3_x", "dpo"]
+    assert params.methods["c-3_x"].text
+    assert params.compare.trained == ["c-3_x", "dpo"]
 
 
 @pytest.mark.parametrize("path", list(all_keys(Params)), ids=".".join)
@@ -258,19 +294,6 @@ def test_every_key_says_what_it_is(path):
         keys = keys_of(field.annotation)
     assert keys is not None or field.description
     assert expectation(field)
-
-
-def test_methods_must_agree_with_dvc_yaml(tmp_path):
-    params = load(ROOT / "params.yaml")
-    dag.check_methods(params, ROOT / "dvc.yaml")
-    path = tmp_path / "dvc.yaml"
-    path.write_text("vars:\n  - trained: [pdpo]\n    compared: [base, dpo, pdpo]\nstages: {}\n")
-    with pytest.raises(UserErrors) as caught:
-        dag.check_methods(params, path)
-    assert caught.value.lines() == [
-        f"{path}: vars.trained: is [pdpo], but the methods in params.yaml make it [dpo, pdpo] "
-        "(list the same methods in both files)"
-    ]
 
 
 def test_the_reference_is_current():

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prlhf.commands import experiment as experiment_commands
+from prlhf.commands import params as params_commands
 from prlhf.errors import UserError
 from prlhf.failures import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, EXIT_USER, user_lines
 from prlhf.progress import say
@@ -138,7 +140,8 @@ def stage_arguments(module: ModuleType, params: Params, method: str | None) -> d
 
 
 def _check_method(params: Params, method: str, stage: Stage) -> None:
-    known = [*(["base"] if stage.methods == "all" else []), *params.methods]
+    untuned = ["base", "prompted"] if stage.methods == "all" else []
+    known = [*untuned, *params.methods]
     if method not in known:
         raise UserError(
             f"unknown method {method}",
@@ -148,13 +151,14 @@ def _check_method(params: Params, method: str, stage: Stage) -> None:
 
 
 def _may_use_network(stage: Stage, params: Params) -> bool:
-    return stage.name == "base_model" or (stage.name == "ingest" and params.data.source == "hub")
+    return stage.name == "base_model" or (stage.name == "ingest" and params.data.remote)
 
 
 def _stage_command(stage: Stage) -> click.Command:
     options: list[click.Parameter] = []
     if stage.methods:
-        what = "a key of methods in params.yaml" + (", or base" * (stage.methods == "all"))
+        what = "a key of methods in params.yaml"
+        what += ", or base or prompted" * (stage.methods == "all")
         options.append(
             click.Option(
                 ["--method"], required=True, metavar="METHOD", help=f"Which model: {what}."
@@ -188,21 +192,41 @@ def summary() -> None:
         click.echo(f"\nReport: {REPORT.resolve()}")
 
 
+@app.group(cls=Commands, name="experiment")
+def experiment_group() -> None:
+    """Run other settings by name: the overlays in experiments/."""
+
+
+for _command in (
+    experiment_commands.list_experiments,
+    experiment_commands.show,
+    experiment_commands.flags,
+    experiment_commands.table,
+):
+    experiment_group.add_command(_command)
+
+
 @app.group(cls=Commands, name="params")
 def params_group() -> None:
-    """Check params.yaml; write its reference."""
+    """Check and compare params.yaml; write its reference."""
+
+
+@app.group(cls=Commands, name="lock")
+def lock_group() -> None:
+    """Check dvc.lock against parameters, code and data."""
+
+
+params_group.add_command(params_commands.diff)
+lock_group.add_command(params_commands.check_lock)
 
 
 @params_group.command("check")
 @click.argument("path", type=click.Path(path_type=Path), default=Path("params.yaml"))
 def check_params(path: Path) -> None:
     """Check params.yaml (or PATH): every fault with its line."""
-    from prlhf.dag import DVC_FILE, check_methods
     from prlhf.params import load
 
-    params = load(path)
-    if DVC_FILE.exists():
-        check_methods(params)
+    load(path)
     click.echo(f"{path}: good")
 
 

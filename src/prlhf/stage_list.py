@@ -17,7 +17,7 @@ class Stage:
         module: The module of `prlhf.stages` that runs it.
         summary: One line for `prlhf --help`.
         detail: What `prlhf <stage> --help` adds.
-        methods: What `--method` takes: nothing, a trained method, or also `base`.
+        methods: What `--method` takes: nothing, a trained method, or also an untuned one.
     """
 
     name: str
@@ -93,7 +93,7 @@ STAGES = (
         "evaluate",
         "evaluate",
         "Compute metrics with confidence intervals.",
-        "Writes reports/metrics.json, tables and plots.",
+        "Writes reports/metrics.json, its key figures in reports/headline.json, tables and plots.",
     ),
     Stage(
         "report",

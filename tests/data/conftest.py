@@ -39,6 +39,8 @@ def data_params() -> Callable[..., DataParams]:
             "name": "length",
             "path": "pairs.jsonl",
             "hub": {"id": None, "config": None, "split": "train", "revision": None},
+            "tldr": {"users": 3, "labels": "length", "longer_share": 0.7},
+            "prism": {"seen_users": 0.9, "train_dialogues": 0.9},
             "pairs_per_user": 6,
             "label_noise": 0.0,
             "max_users": None,

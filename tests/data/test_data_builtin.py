@@ -42,6 +42,23 @@ def test_length_users_and_their_tastes(seed_root):
     assert {3, 12} in [set(pair) for pair in words.itertuples(index=False, name=None)]
 
 
+@pytest.mark.parametrize("name", ["length", "style"])
+def test_users_say_what_they_want(seed_root, name):
+    """Each group in words of its own, which name what the oracle measures."""
+    frame = builtin.build(name, seed=7, pairs_per_user=3, root=seed_root)
+    said = frame.drop_duplicates(["group", "user_text"])
+    assert dict(zip(said["group"], said["user_text"], strict=True)) == {
+        group: builtin.STATED[group] for group in frame["group"].unique()
+    }
+    assert said["user_text"].is_unique
+    assert "short" in builtin.STATED["shorter"]
+    assert "long" in builtin.STATED["longer"]
+    assert all(group in text for group, text in builtin.STATED.items() if group in STYLE_WORDS)
+
+
+STYLE_WORDS = {"simple", "expert", "concise", "thorough", "warm"}
+
+
 def test_style_users_want_their_own_instruction(seed_root):
     frame = builtin.build("style", seed=7, pairs_per_user=6, root=seed_root)
     assert frame["user_id"].nunique() == 6

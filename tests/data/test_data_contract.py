@@ -12,10 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prlhf.data import contract
+from prlhf.errors import UserError
 
 
 def test_a_text_is_one_user_message():
     assert contract.canonical_prompt("Hi é") == '[{"role":"user","content":"Hi é"}]'
+
+
+def test_what_users_say_of_themselves():
+    assert [contract.stated(text) for text in (" I am new. ", " ", "", None, float("nan"))] == [
+        "I am new.",
+        *[None] * 4,
+    ]
+    contract.require_stated([None, "I am new."], "here")
+    with pytest.raises(UserError, match="here: reads user_text, but no user of this data set has"):
+        contract.require_stated([None, " ", float("nan")], "here")
 
 
 def test_messages_keep_role_and_content_only_whatever_their_order():

@@ -13,10 +13,11 @@ from prlhf.data.contract import (
     SPLITS,
     USER_COLUMNS,
     canonical_prompt,
+    messages,
     pair_id,
     prompt_id,
 )
-from prlhf.data.splits import split
+from prlhf.data.splits import Prepared, split
 from prlhf.errors import UserError
 
 
@@ -42,6 +43,15 @@ def usable(judged: list[tuple[str, str]], unseen: dict[str, bool] | None = None)
             for user, prompt in zip(rows["user_id"], rows["prompt"], strict=True)
         ],
     )
+
+
+def own_split(
+    rows: pd.DataFrame, test: set[str], units: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """`rows` with the sides of a data set that tests on the prompts `test`."""
+    text = rows["prompt"].map({canonical_prompt(f"p{n}"): f"p{n}" for n in range(100)})
+    rows = rows.assign(side=text.isin(test).map({True: "test", False: "train"}))
+    return rows if units is None else rows.assign(unit=text.map(units))
 
 
 def grid(users: int, prompts: int) -> list[tuple[str, str]]:
@@ -183,4 +193,75 @@ def test_prompts_of_unseen_users_alone_have_sides_too(shares):
         "train": 18,
         "validation": 6,
         "test": 6,
+    }
+
+
+# ---------------------------------------------------------------- a data set's own split
+
+
+def sides(prepared: Prepared) -> dict[str, str]:
+    """Prompt -> side."""
+    pairs = prepared.pairs.drop_duplicates("prompt")
+    return {messages(row.prompt)[0]["content"]: row.prompt_split for row in pairs.itertuples()}
+
+
+def test_a_test_side_of_its_own(shares):
+    test = {f"p{n}" for n in range(3, 9)}
+    rows = own_split(usable(grid(4, 20)), test)
+    prepared = split(rows, seed=7, shares=shares(validation=0.2, test=0.7, unseen_users=0.0))
+    found = sides(prepared)
+    assert {prompt for prompt, side in found.items() if side == "test"} == test
+    assert list(found.values()).count("validation") == 3, "a fifth of the other fourteen, rounded"
+    assert prepared.notes == []
+    assert tuple(prepared.part("train").columns) == PAIR_COLUMNS
+    other = split(rows, seed=8, shares=shares(validation=0.2, unseen_users=0.0))
+    assert {prompt for prompt, side in sides(other).items() if side == "test"} == test
+    assert sides(other) != found, "the seed draws the validation prompts"
+    without = split(rows, seed=7, shares=shares(validation=0.0, unseen_users=0.0))
+    assert set(sides(without).values()) == {"train", "test"}
+
+
+def test_a_prompt_on_both_sides_is_not_tested(shares):
+    rows = own_split(usable(grid(4, 20)), {f"p{n}" for n in range(5)})
+    rows.loc[rows["user_id"] == "u00", "side"] = "train"
+    with pytest.raises(UserError, match="no pair of a seen user is on a test prompt"):
+        split(rows, seed=7, shares=shares(unseen_users=0.0))
+    rows = own_split(usable(grid(4, 20)), {f"p{n}" for n in range(5)})
+    first = rows["prompt"] == canonical_prompt("p0")
+    rows.loc[first & (rows["user_id"] == "u00"), "side"] = "train"
+    prepared = split(rows, seed=7, shares=shares(unseen_users=0.0))
+    assert sides(prepared)["p0"] in ("train", "validation")
+    assert prepared.notes == [
+        "pairs of the data set's test side whose prompts it also trains on (3) count as training "
+        "pairs"
+    ]
+
+
+def test_units_stay_whole(shares):
+    units = {f"p{n}": f"unit {n // 4}" for n in range(40)}
+    rows = own_split(usable(grid(4, 40)), {f"p{n}" for n in range(8)}, units)
+    found = sides(split(rows, seed=7, shares=shares(validation=0.3, unseen_users=0.0)))
+    for unit in range(10):
+        assert len({found[f"p{n}"] for n in range(4 * unit, 4 * unit + 4)}) == 1
+    assert list(found.values()).count("validation") == 4 * 2, "three tenths of eight units"
+
+
+def test_validation_takes_no_users_last_training_unit(shares):
+    judged = [("few", f"p{n}") for n in (0, 1)] + [("many", f"p{n}") for n in range(2, 12)]
+    rows = own_split(usable(judged), {"p1", "p11"})
+    for seed in range(12):
+        prepared = split(rows, seed=seed, shares=shares(validation=0.5, unseen_users=0.0))
+        assert prepared.users["seen"].all()
+        assert sides(prepared)["p0"] == "train"
+
+
+def test_unseen_users_have_the_sides_of_the_data_set_too(shares):
+    marks = {"u00": False, "u01": False, "u02": True}
+    judged = [*grid(2, 20), *[("u02", f"p{n}") for n in range(30, 50)]]
+    rows = own_split(usable(judged, marks), {f"p{n}" for n in (0, 1, 30, 31, 32)})
+    unseen = split(rows, seed=7, shares=shares(validation=0.2)).part("unseen")
+    assert unseen["prompt_split"].value_counts().to_dict() == {
+        "train": 14,
+        "test": 3,
+        "validation": 3,
     }

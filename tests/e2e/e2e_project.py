@@ -213,6 +213,7 @@ class Project:
 
 RESULTS = ("data/ingested", "data/prepared", "data/reference", "data/generated", "data/scores")
 RESULTS += ("models", "reports/curves", "reports/plots", "reports/metrics.json")
+RESULTS += ("reports/headline.json",)
 RESULTS += ("reports/evaluation.json", "reports/per_user.csv", "reports/pretrain.json")
 RESULTS += ("reports/validation.json", "reports/report.html")
 """All that the pipeline makes, but for Data Docs, whose pages name the time."""

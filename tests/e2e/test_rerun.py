@@ -36,12 +36,7 @@ MODULES = {
 PARAMETERS = {
     ("seed", 8): set(STAGES) - {"base_model", "reference"} - SCORE,
     ("split.test", 0.25): {"validate", "report"},
-    ("methods.pdpo.kind", "individual"): {
-        "pretrain_user_model",
-        "train@pdpo",
-        "evaluate",
-        "report",
-    },
+    ("methods.pdpo.kind", "individual"): {"pretrain_user_model", "train@pdpo", "report"},
     ("generate.temperature", 1.0): GENERATE | {"report"},
 }
 

@@ -13,12 +13,18 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -31,9 +37,10 @@ from transformers import (
 )
 
 import naive
-from personal import enliven, personalise
+from personal import enliven, gradients, personalise
+from prlhf.data.contract import canonical_prompt
 from prlhf.models.base import BaseModel, load_base, without_dropout
-from prlhf.models.generation import Sampling, complete
+from prlhf.models.generation import Sampling
 from prlhf.models.packing import Row, takes_tree_mask
 from tiny import tiny_tokenizer
 
@@ -54,11 +61,11 @@ def opt() -> PreTrainedModel:
     return OPTForCausalLM(OPTConfig(**COMMON, **sizes))
 
 
-def gpt_neo() -> PreTrainedModel:
+def gpt_neo(*kinds: str) -> PreTrainedModel:
     sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 256}
-    kinds = [[["global", "local"], 1]]
+    layers = [[list(kinds), 1]]
     return GPTNeoForCausalLM(
-        GPTNeoConfig(**IDS, **sizes, attention_types=kinds, window_size=WINDOW)
+        GPTNeoConfig(**IDS, **sizes, attention_types=layers, window_size=WINDOW)
     )
 
 
@@ -69,6 +76,12 @@ def qwen2(window: int | None) -> PreTrainedModel:
 
 # How to make a model, and whether prompts can be shared among responses.
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
+    "llama": (lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)), True),
+    "gpt-j": (
+        lambda: GPTJForCausalLM(GPTJConfig(**GPT2, rotary_dim=4, tie_word_embeddings=False)),
+        True,
+    ),
+    "gemma, tied": (lambda: GemmaForCausalLM(GemmaConfig(**GROUPED, head_dim=8)), True),
     "gpt2": (lambda: GPT2LMHeadModel(GPT2Config(**GPT2)), True),
     "opt": (opt, True),
     "qwen2": (lambda: qwen2(None), True),
@@ -79,12 +92,25 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
         lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=WINDOW)),
         False,
     ),
-    "gpt-neo, local": (gpt_neo, False),
+    "gpt-neo": (lambda: gpt_neo("global", "global"), True),
+    "gpt-neo, local": (lambda: gpt_neo("global", "local"), False),
     "gemma2, windows and softcap": (
         lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, head_dim=8, sliding_window=WINDOW)),
         False,
     ),
     "bloom, alibi": (lambda: BloomForCausalLM(BloomConfig(**IDS, hidden_size=32, n_head=4)), False),
+}
+
+# What `train.lora.targets: auto` adapts, where it is not this.
+USUAL = ["k_proj", "o_proj", "q_proj", "v_proj"]
+TARGETS: dict[str, list[str]] = {
+    "gpt-j": ["k_proj", "out_proj", "q_proj", "v_proj"],
+    "gpt2": ["c_attn"],
+    "opt": ["k_proj", "out_proj", "q_proj", "v_proj"],
+    "gpt-neo": ["k_proj", "out_proj", "q_proj", "v_proj"],
+    "gpt-neo, local": ["k_proj", "out_proj", "q_proj", "v_proj"],
+    "gpt-neox": ["query_key_value"],
+    "bloom, alibi": ["query_key_value"],
 }
 
 ROWS = [
@@ -110,14 +136,14 @@ def architecture(
 
 def test_scores_are_the_models_own(architecture: tuple[BaseModel, bool]) -> None:
     base, shares = architecture
-    lm = personalise(base, lora=False)
+    lm = personalise(base)
     assert lm.shares_prompts == shares
     got = lm.score(ROWS, label="test")
     embedding = naive.embedding_of(lm.user_model)
     with torch.no_grad():
         expected = torch.stack(
             [
-                naive.response_logp(base.model, embedding(row.user_index), row.prompt, response)
+                naive.response_logp(lm.lm, embedding(row.user_index), row.prompt, response)
                 for row in ROWS
                 for response in row.responses
             ]
@@ -125,28 +151,49 @@ def test_scores_are_the_models_own(architecture: tuple[BaseModel, bool]) -> None
     torch.testing.assert_close(got.logps, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_answers_of_a_mixed_batch_are_those_of_single_requests(
+def test_answers_of_a_mixed_batch_are_the_models_own(
     architecture: tuple[BaseModel, bool],
 ) -> None:
+    """Of users with tokens and texts, of strangers with and without one, padded on the left."""
     base, _ = architecture
-    lm = personalise(base, lora=False)
-    prompts = [[33, 34, 35], list(range(40, 52)), [36]]
-    users = [1, 0, 2]
+    lm = personalise(base, max_user_text=16)
+    users = [1, 0, 2, 0]
+    texts = ["I am new.", "I know all", None, None]
+    prompts = [canonical_prompt(text) for text in ("Why?", "How does it work?", "?", "Now?")]
+    got = lm.complete(
+        list(zip(users, prompts, strict=True)),
+        texts,
+        sampling=Sampling(max_new_tokens=6, temperature=0),
+    )
+    embedding, embed = naive.embedding_of(lm.user_model), base.model.get_input_embeddings()
+    for user, text, prompt, completion in zip(users, texts, prompts, got, strict=True):
+        said = lm.encoder.text(f"{text}\n") if text else []
+        known = [*said, *lm.encoder.prompt(prompt)]
+        ids: list[int] = []
+        with torch.no_grad():
+            for _ in range(6):
+                inputs = torch.cat([embedding(user), embed(torch.tensor([*known, *ids]))])
+                ids.append(int(lm.lm(inputs_embeds=inputs[None]).logits[0, -1].argmax()))
+        assert completion.ids == ids[: ids.index(1)] if 1 in ids else ids
 
-    def answer(batch_size: int) -> list[list[int]]:
-        completions = complete(
-            base.model,
-            [lm.user_model.tokens + len(prompt) for prompt in prompts],
-            lambda row: lm.prefix(users[row], prompts[row]),
-            sampling=Sampling(max_new_tokens=6, temperature=0),
-            eos=1,
-            seed=0,
-            batch_size=batch_size,
-            label="test",
-        )
-        return [completion.ids for completion in completions]
 
-    assert answer(3) == answer(1)
+def test_a_step_reaches_adapter_and_users(
+    architecture: tuple[BaseModel, bool], request: pytest.FixtureRequest
+) -> None:
+    """And no weight of the base model, its head included."""
+    base, _ = architecture
+    lm = personalise(base, max_user_text=16)
+    name = request.node.callspec.params["architecture"]
+    adapted = {
+        part.split(".lora_")[0].rpartition(".")[2]
+        for part, _ in lm.lm.named_parameters()
+        if ".lora_" in part
+    }
+    assert sorted(adapted) == TARGETS.get(name, USUAL)
+    batch = lm.pack([Row(1, [33, 34], [[60, 61, 1], [70, 1]])])  # within any window
+    found = gradients(lm.train(), lm(batch).logps.sum())
+    assert all(part.startswith("user_model") or ".lora_" in part for part in found)
+    assert all(slope.any() for slope in found.values())
 
 
 def test_training_mode_of_the_base_model_changes_nothing(

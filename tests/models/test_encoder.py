@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prlhf.data.contract import canonical_prompt
 from prlhf.errors import UserError
-from prlhf.models.base import Encoder, cut_middle, encode_messages
+from prlhf.models.base import Encoder, cut_middle, encode_messages, encode_within
 from tiny import tiny_tokenizer
 
 START, END = 0, 1
@@ -64,6 +65,59 @@ def test_a_long_prompt_keeps_its_opening_and_the_reply_header() -> None:
     assert len(ids) == 40
     assert text_of(ids).startswith("<|start|>user\n")
     assert text_of(ids).endswith("a<|end|>\n<|start|>assistant\n")
+
+
+def talk(system: bool, exchanges: int) -> list[dict[str, str]]:
+    """`exchanges` questions with their answers, and one question more."""
+    turns = [(role, f"{role[0]}{n}") for n in range(exchanges) for role in ("user", "assistant")]
+    turns = [("system", "be")] * system + turns + [("user", "last")]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_a_long_conversation_loses_whole_exchanges_in_its_middle(system: bool) -> None:
+    def length(*kept: int) -> int:
+        return len(encode_messages(TOKENIZER, without(*kept)))
+
+    def without(*kept: int) -> list[dict[str, str]]:
+        names = {f"{role}{n}" for n in kept for role in "ua"}
+        return [m for m in talk(system, 4) if m["content"] in {*names, "be", "last"}]
+
+    for kept in ((0, 1, 2, 3), (0, 2, 3), (0, 3), (0,), ()):
+        ids = encode_within(TOKENIZER, talk(system, 4), length(*kept))
+        assert ids == encode_messages(TOKENIZER, without(*kept))
+    shortest = length()
+    ids = encode_within(TOKENIZER, talk(system, 4), shortest - 1)
+    assert ids == cut_middle(encode_messages(TOKENIZER, without()), shortest - 1)
+
+
+def test_the_users_text_stands_before_the_template() -> None:
+    encoder = Encoder(TOKENIZER, 100, 10, 20)
+    prompt = canonical_prompt("Why?")
+    ids = encoder.prompt(prompt, "I am new here.")
+    assert text_of(ids) == "I am new here.\n<|start|>user\nWhy?<|end|>\n<|start|>assistant\n"
+    assert encoder.prompt(prompt, "I am old.") != ids
+    assert encoder.prompt(prompt, None) == Encoder(TOKENIZER, 100, 10).prompt(prompt)
+
+
+def test_a_long_text_of_a_user_loses_its_end_and_the_prompt_nothing() -> None:
+    encoder = Encoder(TOKENIZER, 100, 10, 8)
+    prompt = canonical_prompt("Why?")
+    whole = encoder.prompt(prompt)
+    assert encoder.prompt(prompt, "1234567") == [*encoder.text("1234567\n"), *whole]
+    assert encoder.prompt(prompt, "123456789") == [*encoder.text("1234567\n"), *whole]
+    assert encoder.longest == 118
+
+
+def test_a_model_that_reads_no_text_is_given_none() -> None:
+    encoder = Encoder(TOKENIZER, 100, 10)
+    prompt = canonical_prompt("Why?")
+    assert encoder.prompt(prompt, "I am new here.") == encoder.prompt(prompt)
+    table = pd.DataFrame({"user_text": ["a", " b ", " ", None, float("nan")]})
+    assert encoder.user_texts(table) == [None] * 5
+    assert encoder.user_texts(table[[]]) == [None] * 5
+    assert Encoder(TOKENIZER, 100, 10, 9).user_texts(table) == ["a", "b", None, None, None]
+    assert (encoder.longest, encoder.reads_text) == (110, False)
 
 
 @given(st.integers(0, 60), st.integers(1, 30))

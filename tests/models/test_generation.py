@@ -177,6 +177,45 @@ def test_prompts_may_be_conversations(lm: PersonalizedLM) -> None:
     assert text == chat != longer
 
 
+@pytest.mark.parametrize("kind", ["uniform", "individual"])
+def test_what_users_say_stands_between_their_tokens_and_the_prompt(
+    tiny_base: BaseModel, kind: str
+) -> None:
+    """Whether the user is known or not."""
+    lm = personalise(tiny_base, kind, max_user_text=40)
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    users = ["ann", "ann", "ann", "zoe", None]
+    texts = ["I am new.", "I know it all.", " ", "I am new.", None]
+    got = lm.generate(["Why?"] * 5, users, texts, sampling=greedy)
+    assert len(set(got)) == (5 if kind == "individual" else 3)
+
+    exact = naive.double(lm)
+    embedding, embed = naive.embedding_of(exact.user_model), exact.lm.get_input_embeddings()
+    tokens = tiny_base.tokenizer
+    asked = tokens("<|start|>user\nWhy?<|end|>\n<|start|>assistant\n")["input_ids"]
+    for index, text, answer in zip((1, 1, 1, 0, 0), texts, got, strict=True):
+        said = tokens(f"{text}\n")["input_ids"] if text and text.strip() else []
+        ids: list[int] = []
+        with torch.no_grad():
+            for _ in range(6):
+                inputs = embed(torch.tensor([*said, *asked, *ids]))
+                if kind == "individual":
+                    inputs = torch.cat([embedding(index), inputs])
+                ids.append(int(exact.lm(inputs_embeds=inputs[None]).logits[0, -1].argmax()))
+        assert answer == lm.decode(ids)
+
+
+def test_texts_for_a_model_that_reads_none(lm: PersonalizedLM) -> None:
+    with pytest.raises(UserError, match="the model reads no user texts"):
+        lm.generate(["a"], ["ann"], ["I am new."])
+
+
+def test_every_prompt_needs_a_text_if_any_has(tiny_base: BaseModel) -> None:
+    lm = personalise(tiny_base, max_user_text=40)
+    with pytest.raises(UserError, match="2 prompts but 1 texts"):
+        lm.generate(["a", "b"], ["ann", None], ["I am new."])
+
+
 def test_every_prompt_needs_a_user(lm: PersonalizedLM) -> None:
     with pytest.raises(UserError, match="2 prompts but 1 users"):
         lm.generate(["a", "b"], ["ann"])

@@ -56,6 +56,18 @@ def test_a_round_trip_is_bit_identical(tree: Path, kind: str) -> None:
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
+def test_a_model_that_reads_user_texts_needs_nothing_retyped(tree: Path) -> None:
+    lm, directory = saved(max_user_text=12)
+    assert read_card(directory)["tokens"]["max_user_text"] == 12
+    loaded = PersonalizedLM.from_pretrained(directory)
+    assert loaded.encoder.max_user_text == 12
+    asked = (["Why?", "Why?"], ["ann", "zoe"], ["I am new.", "I am new and much too long"])
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    answers = loaded.generate(*asked, sampling=greedy)
+    assert answers == lm.generate(*asked, sampling=greedy)
+    assert answers != loaded.generate(*asked[:2], sampling=greedy)
+
+
 def test_a_model_without_adapter(tree: Path) -> None:
     lm, directory = saved(lora=False)
     assert not (directory / "adapter_config.json").exists()
@@ -144,7 +156,7 @@ def test_the_card(tree: Path) -> None:
     assert card == {
         "format": FORMAT,
         "base": {"path": "../base", **record},
-        "tokens": {"max_prompt": 64, "max_response": 32},
+        "tokens": {"max_prompt": 64, "max_response": 32, "max_user_text": None},
         "users": USERS,
         "user_model": {
             "kind": "cluster",

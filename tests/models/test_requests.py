@@ -13,13 +13,14 @@ USERS = pd.DataFrame(
         "user_id": ["zoe", "cyd", "ann", "bob"],
         "user_index": [0, 3, 1, 2],
         "group": ["x", "y", "x", None],
+        "user_text": ["I am z", "I am c", "I am a", None],
         "seen": [False, True, True, True],
     }
 )
 
 
 def test_every_seen_user_and_the_generic_one_answer_every_prompt() -> None:
-    rows = requests(PROMPTS, USERS, personalised=True, most=None)
+    rows = requests(PROMPTS, USERS, personalised=True, reads_text=False, most=None)
     asked = list(zip(rows["user_index"], rows["prompt_id"], strict=True))
     assert asked == [(u, p) for u in (1, 2, 3, 0) for p in ("p1", "p2")]
     assert rows["condition"].tolist() == ["user"] * 6 + ["generic"] * 2
@@ -30,15 +31,30 @@ def test_every_seen_user_and_the_generic_one_answer_every_prompt() -> None:
 
 
 def test_a_method_without_users_answers_as_the_generic_one() -> None:
-    rows = requests(PROMPTS, USERS, personalised=False, most=None)
+    rows = requests(PROMPTS, USERS, personalised=False, reads_text=False, most=None)
     assert rows["condition"].tolist() == ["generic"] * 2
     assert rows["user_index"].tolist() == [0, 0]
     assert rows["prompt_id"].tolist() == ["p1", "p2"]
 
 
+def test_what_unseen_users_say_tells_them_apart() -> None:
+    users = pd.concat([USERS, USERS.iloc[:1].assign(user_id="abe", user_text="I am b")])
+    rows = requests(PROMPTS, users, personalised=True, reads_text=True, most=None)
+    assert rows["condition"].tolist() == ["user"] * 6 + ["unseen"] * 4 + ["generic"] * 2
+    unseen = rows[rows["condition"] == "unseen"]
+    assert unseen["user_id"].tolist() == ["abe", "abe", "zoe", "zoe"]
+    assert unseen["user_text"].tolist() == ["I am b"] * 2 + ["I am z"] * 2
+    assert unseen["user_index"].tolist() == [0] * 4
+    assert (
+        rows["user_text"].isna().tolist() == [False, False, True, True] + [False] * 6 + [True] * 2
+    )
+    some = requests(PROMPTS, users, personalised=True, reads_text=True, most=1)
+    assert some["condition"].tolist() == ["user"] * 2 + ["unseen"] * 2 + ["generic"] * 2
+
+
 @pytest.mark.parametrize(("most", "expected"), [(1, [1]), (2, [1, 3]), (3, [1, 2, 3])])
 def test_many_users_are_thinned_out_evenly(most: int, expected: list[int]) -> None:
-    rows = requests(PROMPTS, USERS, personalised=True, most=most)
+    rows = requests(PROMPTS, USERS, personalised=True, reads_text=False, most=most)
     assert sorted(set(rows["user_index"]) - {0}) == expected
 
 

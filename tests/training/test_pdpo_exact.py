@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -13,23 +14,38 @@ from torch import Tensor
 import naive
 from personal import assert_same_gradients, gradients, personalise
 from preferences import some_pairs
+from prlhf.data.contract import canonical_prompt
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.pairs import Pair, PairCollator
+from prlhf.training.pairs import Pair, PairCollator, encode_pairs
+from prlhf.training.reference import text_key
 from prlhf.training.trainer import Objective, conditions, pair_losses
 
 PAIRS = some_pairs(5, weights=True)
 
 
-def naive_loss(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> Tensor:
-    """The weighted mean of the objective over pairs: four sequences a pair, one at a time."""
+def naive_loss(
+    lm: PersonalizedLM,
+    pairs: list[Pair],
+    objective: Objective,
+    texts: list[list[int]] | None = None,
+) -> Tensor:
+    """The weighted mean of the objective over pairs: four sequences a pair, one at a time.
+
+    Args:
+        texts: token ids of the text of each pair's user, for pairs whose prompts do not hold it.
+    """
     embedding = naive.embedding_of(lm.user_model)
+    embed = lm.lm.get_input_embeddings()
     total = torch.zeros((), dtype=torch.float64)
-    for pair in pairs:
+    for pair, text in zip(pairs, texts or [[]] * len(pairs), strict=True):
         terms = []
         for user in (pair.user_index, 0):
+            known = [embedding(user), embed(torch.tensor(text)) if text else None]
+            known = [part for part in known if part is not None]
+            before = torch.cat(known) if known else None
             chosen, rejected = (
-                naive.response_logp(lm.lm, embedding(user), pair.prompt, response)
+                naive.response_logp(lm.lm, before, pair.prompt, response)
                 for response in (pair.chosen, pair.rejected)
             )
             h = (chosen - pair.ref_chosen) - (rejected - pair.ref_rejected)
@@ -72,8 +88,8 @@ def our_loss(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> Ten
     return (batch.weight * losses).sum() / batch.weight.sum()
 
 
-def exact(base: BaseModel, kind: str) -> PersonalizedLM:
-    lm = naive.double(personalise(base, kind))
+def exact(base: BaseModel, kind: str, max_user_text: int | None = None) -> PersonalizedLM:
+    lm = naive.double(personalise(base, kind, max_user_text=max_user_text))
     if kind == "individual":
         lm.user_model.offset_penalty = 0.3
     if kind == "cluster":
@@ -95,6 +111,61 @@ def test_loss_and_gradient_of_a_batch(tiny_base: BaseModel, kind: str, shares: b
     lm = exact(tiny_base, kind)
     lm.shares_prompts = shares
     check(lm, PAIRS, Objective(alpha=0.3, beta=0.5, nll=0.7, chosen_penalty=0.4))
+
+
+def stated_pairs(lm: PersonalizedLM, reference_text: bool) -> tuple[list[Pair], ...]:
+    """Pairs as they are trained on, the same without their users' texts, and those texts' ids."""
+    prompt = canonical_prompt("Why?")
+    rows = [(1, "I am new."), (2, "I know it all, and yet."), (1, "I am new."), (3, None)]
+    table = pd.DataFrame(
+        {
+            "user_index": [user for user, _ in rows],
+            "user_text": [text for _, text in rows],
+            "prompt": prompt,
+            "chosen": ["Yes", "No", "So", "No"],
+            "rejected": ["No", "Yes", "No, no", "Yes"],
+            "weight": [1.0, 0.5, 2.0, 1.0],
+        }
+    )
+    responses = sorted({*table["chosen"], *table["rejected"]})
+    said = [None, *(text for _, text in rows[:2])]
+    reference = {
+        text_key(prompt, response, text): -20.0 - i - 3 * j
+        for i, response in enumerate(responses)
+        for j, text in enumerate(said)
+    }
+    pairs = encode_pairs(table, reference, lm.encoder, reference_text=reference_text)
+    text_key_of = [text if reference_text else None for _, text in rows]
+    asked = lm.base.tokenizer("<|start|>user\nWhy?<|end|>\n<|start|>assistant\n")["input_ids"]
+    bare = [
+        replace(
+            pair,
+            prompt=asked,
+            ref_chosen=reference[text_key(prompt, row["chosen"], text)],
+            ref_rejected=reference[text_key(prompt, row["rejected"], text)],
+        )
+        for pair, row, text in zip(pairs, table.to_dict("records"), text_key_of, strict=True)
+    ]
+    texts = [lm.base.tokenizer(f"{text}\n")["input_ids"] if text else [] for _, text in rows]
+    return pairs, bare, texts
+
+
+@pytest.mark.parametrize("reference_text", [True, False])
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("kind", ["uniform", "individual", "cluster"])
+def test_both_terms_read_what_the_user_says(
+    tiny_base: BaseModel, kind: str, shares: bool, reference_text: bool
+) -> None:
+    """f_P(u) = [f_implicit(u_id) ; f_explicit(u_text)], and u_0 = (u_text, generic id)."""
+    lm = exact(tiny_base, kind, max_user_text=40)
+    lm.shares_prompts = shares
+    pairs, bare, texts = stated_pairs(lm, reference_text)
+    objective = Objective(alpha=0.3, beta=0.5, nll=0.7, chosen_penalty=0.4)
+    ours, expected = our_loss(lm, pairs, objective), naive_loss(lm, bare, objective, texts)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+    assert_same_gradients(gradients(lm, ours), gradients(lm, expected), atol=1e-10)
+    without = naive_loss(lm, bare, objective)
+    assert not torch.isclose(without, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("loss", naive.LOSSES)

@@ -355,8 +355,15 @@ def test_pretraining_survives_its_files(
 
 def test_trained_user_models_are_handed_on(tiny_base: BaseModel, tmp_path: Path) -> None:
     lm = personalise(tiny_base, "cluster", lora=False)
+    (tmp_path / "other").mkdir()
     Pretrained(USERS, START, trained={"cluster": lm.user_model}).save(tmp_path)
     loaded = load_pretrained(tmp_path)
     users = torch.tensor([0, 1, 2, 3])
     assert torch.equal(loaded.initial("cluster", tiny_base)(users), lm.user_model(users))
     assert isinstance(loaded.initial("individual", tiny_base), IndividualUserModel)
+    # What was trained without the users' texts is no start for a model that reads them.
+    behind = loaded.initial("cluster", tiny_base, text=True)
+    assert not torch.equal(behind(users), lm.user_model(users))
+    Pretrained(USERS, START, trained={"cluster-text": lm.user_model}).save(tmp_path / "other")
+    other = load_pretrained(tmp_path / "other")
+    assert torch.equal(other.initial("cluster", tiny_base, text=True)(users), lm.user_model(users))

@@ -181,6 +181,72 @@ def test_an_untrained_model_has_no_margin(base_lm: PersonalizedLM) -> None:
     assert scores["margin"].abs().max() < 1e-3
 
 
+def stated(part: pd.DataFrame, texts: list[str | None]) -> pd.DataFrame:
+    return part.assign(user_text=texts)
+
+
+def test_a_reference_that_reads_user_texts_keys_by_them(
+    base_lm: PersonalizedLM, tmp_path: Path
+) -> None:
+    """The same prompt behind two users' texts is two prompts; without a text it is a third."""
+    reading = Encoder(base_lm.base.tokenizer, 64, 8, 20)
+    part = stated(TRAIN, ["I am a", "I am b", None])
+    plain = reference_pass(base_lm, [TRAIN])
+    reference = reference_pass(base_lm, [part, part], reading)
+    save_reference(reference, tmp_path)
+    reference = load_reference(tmp_path)
+    own = {(PROMPTS[0], r, f"I am {u}") for u in "ab" for r in ("Yes.", "No, never.")}
+    assert set(reference.logps) == {*plain.logps, *(text_key(*key) for key in own)}
+    assert {key: reference.logps[key] for key in plain.logps} == plain.logps
+    assert reference.rows == plain.rows
+    assert torch.equal(reference.features, plain.features)
+    exact = naive.double(base_lm.causal_lm)
+    for prompt, response, text in own:
+        ids = [*reading.text(f"{text}\n"), *base_lm.encoder.prompt(prompt)]
+        expected = naive.response_logp(exact, None, ids, reading.response(response)).item()
+        assert reference.logps[text_key(prompt, response, text)] == pytest.approx(
+            expected, abs=1e-3
+        )
+    pairs = encode_pairs(part, reference.logps, reading, reference_text=True)
+    assert pairs[0].prompt == reading.prompt(PROMPTS[0], "I am a")
+    assert pairs[0].ref_chosen == reference.logps[text_key(PROMPTS[0], "Yes.", "I am a")]
+    assert pairs[1].ref_rejected == reference.logps[text_key(PROMPTS[0], "Yes.", "I am b")]
+    assert pairs[2].ref_chosen == reference.logps[text_key(PROMPTS[1], "Slowly")]
+    unread = encode_pairs(part, reference.logps, base_lm.encoder, reference_text=True)
+    assert unread == encode_pairs(TRAIN, plain.logps, base_lm.encoder)
+
+
+def test_a_base_model_behind_the_text_that_its_reference_reads_has_no_margin(
+    base_lm: PersonalizedLM,
+) -> None:
+    """And one whose reference does not has the margin of the text: the prompted baseline."""
+    prompted = PersonalizedLM.reference(
+        base_lm.base, Encoder(base_lm.base.tokenizer, 64, 8, 20), {"method": "prompted"}
+    )
+    assert prompted.personalised
+    assert not base_lm.personalised
+    test = stated(TEST, ["I am a", "I am b", "I am a"])
+    unseen = stated(UNSEEN, ["I am z"])
+    reference = reference_pass(base_lm, [test, unseen], prompted.encoder)
+    margins = [
+        score_pairs(prompted, test, unseen, reference.logps, "test", reference_text=reads)["margin"]
+        for reads in (True, False)
+    ]
+    assert margins[0].abs().max() < 1e-3
+    exact = naive.double(base_lm.causal_lm)
+    rows = [*test.to_dict("records") * 2, *unseen.to_dict("records")]
+    for got, row in zip(margins[1], rows, strict=True):
+        bare = base_lm.encoder.prompt(row["prompt"])
+        behind = [*base_lm.encoder.text(row["user_text"] + "\n"), *bare]
+        chosen, rejected = (
+            naive.response_logp(exact, None, behind, ids).item()
+            - naive.response_logp(exact, None, bare, ids).item()
+            for ids in map(base_lm.encoder.response, (row["chosen"], row["rejected"]))
+        )
+        assert got == pytest.approx(chosen - rejected, abs=4e-3)
+        assert abs(got) > 0.01
+
+
 # -- scoring -----------------------------------------------------------------------------------
 
 
@@ -246,6 +312,29 @@ def test_each_condition_of_a_prompt_is_computed_once(
     assert sorted((row.user_index, ids.index(row.prompt)) for row in scored) == conditions
     for row in scored:
         assert len(set(map(tuple, row.responses))) == len(row.responses)
+
+
+def test_the_same_prompt_behind_another_text_is_computed_anew(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = personalise(tiny_base, "uniform", max_user_text=20)
+    scored: list[Row] = []
+    score = lm.score
+
+    def watch(rows: list[Row], **options: Any) -> Scores:
+        scored.extend(rows)
+        return score(rows, **options)
+
+    monkeypatch.setattr(lm, "score", watch)
+    test = stated(TEST, ["I am a", "I am b", "I am a"])
+    responses = ("Yes.", "No", "Slowly", "By magic", "So it is")
+    reference = {text_key(p, r): 0.0 for p in PROMPTS for r in responses}
+    scores = score_pairs(lm, test, stated(UNSEEN, [None]), reference, "test")
+    asked = {(0, "I am a"), (1, "I am a"), (1, "I am b"), (1, None)}
+    expected = sorted(lm.encoder.prompt(PROMPTS[prompt], text) for prompt, text in asked)
+    assert sorted(row.prompt for row in scored) == expected
+    # One user chose what the other rejected; that their texts differ shows.
+    assert scores["chosen_logp"][0] != scores["rejected_logp"][1]
 
 
 def test_no_unseen_users(tiny_base: BaseModel) -> None:

@@ -78,6 +78,18 @@ OPPOSITES: Final = {
     "curt": "warm",
 }
 
+STATED: Final = {
+    "longer": "I like long, detailed answers of several sentences.",
+    "shorter": "I like short answers of one sentence.",
+    "simple": "I like simple words that a child can follow.",
+    "expert": "I like the precise, technical language of an expert.",
+    "concise": "I like concise answers that come straight to the point.",
+    "thorough": "I like thorough answers that leave nothing out.",
+    "warm": "I like a warm, friendly tone.",
+    "curt": "I like a plain, matter-of-fact tone without pleasantries.",
+}
+"""What the users of each group say of themselves: `user_text`. They mean what they say."""
+
 # Of one prompt: pairs (what the user prefers, what not).
 _Pairs = list[tuple[str, str]]
 # Prompt -> instruction -> its distinct responses, in stored order.
@@ -124,6 +136,7 @@ def build(name: str, *, seed: int, pairs_per_user: int, root: Path = SEED_ROOT) 
         ]
     names = ["user_id", "prompt", "chosen", "rejected", "group", "unseen"]
     frame = pd.DataFrame(judgements, columns=names)
+    frame["user_text"] = frame["group"].map(STATED)
     return typed_rows(frame.assign(row=range(1, len(frame) + 1), source=name))
 
 

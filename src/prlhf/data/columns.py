@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prlhf.data.contract import (
     ROW_COLUMNS,
+    SPLIT_COLUMNS,
     EmptyPromptError,
     PromptError,
     canonical_prompt,
@@ -70,15 +71,18 @@ def contract_rows(records: Records, mapping: Mapping[str, str | None], source: s
 def typed_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with all columns of the contract, in its order and with its types.
 
-    Columns that are not there are filled: weight with 1, the others with missing values.
+    Columns that are not there are filled: weight with 1, the others with missing values. Columns of
+    a split of the data set's own stay if they are there.
     """
     import pandas as pd
 
     missing = [name for name in ROW_COLUMNS if name not in frame]
     filled: dict[str, Any] = {name: 1.0 if name == "weight" else pd.NA for name in missing}
     texts = ("source", "user_id", "prompt", "chosen", "rejected", "user_text", "group")
-    types = {"row": "int64", "weight": "float64", "unseen": "boolean"} | dict.fromkeys(texts, "str")
-    return frame.assign(**filled)[list(ROW_COLUMNS)].astype(types)
+    own = [name for name in SPLIT_COLUMNS if name in frame]
+    types = {"row": "int64", "weight": "float64", "unseen": "boolean"}
+    types |= dict.fromkeys((*texts, *own), "str")
+    return frame.assign(**filled)[[*ROW_COLUMNS, *own]].astype(types)
 
 
 def _require_columns(records: Records, mapping: Mapping[str, str | None]) -> None:

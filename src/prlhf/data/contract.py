@@ -6,9 +6,10 @@ Pure and light on purpose: the stages that read data import this and nothing hea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from prlhf.errors import UserError
 from prlhf.io import content_hash
 
 ROW_COLUMNS: Final = (
@@ -24,6 +25,10 @@ ROW_COLUMNS: Final = (
     "unseen",
 )
 """`ingested/rows.parquet`: every source row, in source order."""
+
+SPLIT_COLUMNS: Final = ("side", "unit")
+"""Follow them where a data set brings its own split: `side` is "train" or "test", and the rows of
+one `unit` (a dialogue) stay together; a row without one goes with its prompt."""
 
 PAIR_COLUMNS: Final = (
     "pair_id",
@@ -119,6 +124,25 @@ def prompt_id(prompt: str) -> str:
 def pair_id(user_id: str, prompt: str, chosen: str, rejected: str) -> str:
     """The id of one judgement: equal for a repetition, different for the opposite verdict."""
     return content_hash(user_id, prompt, chosen, rejected)
+
+
+def stated(value: object) -> str | None:
+    """What a user says of themselves (a value of `user_text`); None where that is nothing."""
+    return value.strip() or None if isinstance(value, str) else None
+
+
+def require_stated(texts: Iterable[object], where: str) -> None:
+    """Make sure that a model which reads what users say of themselves has something to read.
+
+    Raises:
+        UserError: No user says anything.
+    """
+    if all(stated(text) is None for text in texts):
+        raise UserError(
+            "reads user_text, but no user of this data set has one",
+            where=where,
+            fix="map data.columns.user_text, or leave the method out of compare",
+        )
 
 
 def encodable(text: str) -> bool:

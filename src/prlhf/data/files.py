@@ -6,6 +6,7 @@ as fast as Arrow's reader, and it knows the line that every value came from.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -23,6 +24,7 @@ from prlhf.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 
 @dataclass
@@ -54,6 +56,10 @@ class Records:
             if self.unit == "line"
             else (f"{self.place}: {self.unit} {number}")
         )
+
+
+Object = tuple[int, str, dict[str, Any]]
+"""A record: its number in the file (as in `Records`), where it stands in words, its fields."""
 
 
 def find_files(path: Path) -> list[Path]:
@@ -97,6 +103,54 @@ def read_file(path: Path, wanted: Collection[str]) -> Records:
     if not len(records.numbers):
         raise UserError("is empty: no rows in it", where=path)
     return records
+
+
+def read_objects(path: Path, wanted: Collection[str]) -> Iterator[Object]:
+    """The records of a JSON Lines, JSON or Parquet file, one by one.
+
+    For records of nested fields, which are many times larger in memory than what is made of them:
+    but for a JSON list, no more than a batch of rows is held at a time. Of Parquet only the
+    `wanted` columns are read.
+
+    Raises:
+        UserError: As `read_file`, or the format cannot hold nested fields.
+    """
+    empty = True
+    try:
+        for number, where, record in _objects(path, wanted):
+            empty = False
+            if not isinstance(record, dict):
+                raise UserError(f"expected a JSON object, found {describe(record)}", where=where)
+            yield number, where, record
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"is not a whole gzip file: {error}", where=path) from error
+    if empty:
+        raise UserError("is empty: no rows in it", where=path)
+
+
+def _objects(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, str, Any]]:
+    kind = _format(path)
+    if kind == ".json":
+        text = "".join(_lines(path))
+        if text.lstrip().startswith("["):
+            for number, element in enumerate(_parse(text, path, None), 1):
+                yield number, f"{path}: element {number}", element
+            return
+    if kind in (".jsonl", ".json"):
+        for number, line in enumerate(_lines(path), 1):
+            if line and not line.isspace():
+                yield number, f"{path}:{number}", _parse(line.rstrip("\r\n"), path, number)
+    elif kind == ".parquet":
+        with _parquet(path) as parquet:
+            columns = [name for name in parquet.schema_arrow.names if name in wanted]
+            batches = parquet.iter_batches(batch_size=4096, columns=columns)
+            records = (record for batch in batches for record in batch.to_pylist())
+            for number, record in enumerate(records, 1):
+                yield number, f"{path}: row {number}", record
+    else:
+        raise UserError(
+            f"a {kind} file has no nested fields", where=path, fix="known: .jsonl, .json, .parquet"
+        )
 
 
 def _format(path: Path) -> str:
@@ -250,21 +304,27 @@ def _read_tsv(path: Path, wanted: Collection[str]) -> Records:
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> Records:
+    with _parquet(path) as parquet:
+        names = list(parquet.schema_arrow.names)
+        table = parquet.read(columns=[name for name in names if name in wanted])
+    return table_records(table, str(path), names)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file; damage found in the block is the file's."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with _open(path) as file:
         content = io.BytesIO(file.read()) if path.name.lower().endswith(".gz") else file
         try:
-            parquet = pq.ParquetFile(content)
-            names = list(parquet.schema_arrow.names)
-            table = parquet.read(columns=[name for name in names if name in wanted])
+            yield pq.ParquetFile(content)
         except (pa.ArrowInvalid, OSError) as error:
             # Arrow reports damage within a column as OSError; a failing disk has an errno.
             if isinstance(error, OSError) and error.errno:
                 raise
             raise UserError(f"is not a readable Parquet file: {error}", where=path) from error
-    return table_records(table, str(path), names)
 
 
 def table_records(table: pa.Table, place: str, names: list[str]) -> Records:

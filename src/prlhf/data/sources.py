@@ -1,4 +1,4 @@
-"""Where preference pairs come from: the built-in sets, local files, the Hugging Face hub."""
+"""Where preference pairs come from: built-in sets, local files, the hub, public data sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prlhf.data import builtin
+from prlhf.data import builtin, public
 from prlhf.data.columns import contract_rows
 from prlhf.data.files import find_files, read_file, table_records
 from prlhf.errors import UserError
@@ -27,7 +27,7 @@ class Source:
     Attributes:
         rows: Every row, in the form of `contract.ROW_COLUMNS`.
         name: What to call the data set.
-        task: The built-in task, whose oracle knows what each user wants; None for other data.
+        task: The task whose oracle knows what each user wants; None for other data.
     """
 
     rows: pd.DataFrame
@@ -47,6 +47,9 @@ def read(data: DataParams, *, seed: int) -> Source:
             data.name, seed=seed, pairs_per_user=data.pairs_per_user, root=Path(data.path)
         )
         return Source(rows, data.name, data.name)
+    if data.source in public.PUBLISHED:
+        synthetic = data.source == "tldr" and data.tldr.labels == "length"
+        return Source(public.read(data, seed=seed), data.source, "length" if synthetic else None)
     if data.source == "local":
         path = Path(data.path)
         return Source(read_local(path, mapping), path.resolve().name)

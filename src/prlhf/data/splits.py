@@ -52,10 +52,11 @@ def split(rows: pd.DataFrame, *, seed: int, shares: SplitParams) -> Prepared:
 
     Prompts and users are ordered by a hash of the seed and themselves, so that rows which come or
     go leave most others on their side. Prompts that seen users judged are split first, the rest by
-    the same shares: every split of seen users gets its share however few prompts there are.
+    the same shares: every split of seen users gets its share however few prompts there are. A data
+    set that brings its own test side keeps it, and gives up some of the rest for validation.
 
     Args:
-        rows: Usable rows with `pair_id` and `prompt_id`.
+        rows: Usable rows with `pair_id` and `prompt_id`; `contract.SPLIT_COLUMNS` if they have any.
         seed: The run's seed.
         shares: The `split` section.
 
@@ -65,11 +66,14 @@ def split(rows: pd.DataFrame, *, seed: int, shares: SplitParams) -> Prepared:
     notes: list[str] = []
     unseen = _unseen_users(rows, seed, shares.unseen_users)
     of_unseen = rows["user_id"].isin(unseen)
-    sides = _sides(rows.loc[~of_unseen, "prompt_id"], seed, shares)
-    _require_sides(sides, shares)
-    others = set(rows["prompt_id"]) - sides.keys()
-    sides |= _sides(others, seed, shares)
-    prompt_split = rows["prompt_id"].map(sides)
+    if "side" in rows:
+        prompt_split = _own_sides(rows, of_unseen, seed, shares, notes)
+    else:
+        sides = _sides(rows.loc[~of_unseen, "prompt_id"], seed, shares)
+        _require_sides(sides, shares)
+        others = set(rows["prompt_id"]) - sides.keys()
+        sides |= _sides(others, seed, shares)
+        prompt_split = rows["prompt_id"].map(sides)
 
     trained = set(rows.loc[~of_unseen & (prompt_split == "train"), "user_id"])
     untrained = sorted(set(rows["user_id"]) - trained - unseen)
@@ -114,6 +118,50 @@ def _sides(prompt_ids: Iterable[str], seed: int, shares: SplitParams) -> dict[st
         prompt: "test" if rank < test else "validation" if rank < test + validation else "train"
         for rank, prompt in enumerate(order)
     }
+
+
+def _own_sides(
+    rows: pd.DataFrame,
+    of_unseen: pd.Series[bool],
+    seed: int,
+    shares: SplitParams,
+    notes: list[str],
+) -> pd.Series[str]:
+    """The side of each row by the data set's own split, with validation taken from training.
+
+    A unit that is on both sides is on the training side: what is trained on is never tested.
+    Validation takes its share of the seen users' training units, but no user's last one; and the
+    same share of the training units that only unseen users judged.
+    """
+    unit = rows["prompt_id"]
+    if "unit" in rows:
+        unit = rows["unit"].fillna(unit)
+    trained = (rows["side"] == "train").groupby(unit).transform("any")
+    moved = int((trained & (rows["side"] == "test")).sum())
+    if moved:
+        notes.append(
+            f"pairs of the data set's test side whose prompts it also trains on ({moved}) count "
+            "as training pairs"
+        )
+    judged = rows.assign(unit=unit).loc[trained & ~of_unseen, ["unit", "user_id"]]
+    judged = judged.drop_duplicates()
+    left = judged["user_id"].value_counts().to_dict()
+    users_of: dict[str, list[str]] = {}
+    for name, user in zip(judged["unit"], judged["user_id"], strict=True):
+        users_of.setdefault(name, []).append(user)
+    wanted = _count(len(users_of), shares.validation)
+    validation: set[str] = set()
+    for name in shuffled(users_of, seed, "prompts"):
+        if len(validation) == wanted:
+            break
+        if all(left[user] > 1 for user in users_of[name]):
+            validation.add(name)
+            for user in users_of[name]:
+                left[user] -= 1
+    others = shuffled(set(unit[trained]) - users_of.keys(), seed, "prompts")
+    validation |= set(others[: _count(len(others), shares.validation)])
+    side = trained.map({True: "train", False: "test"})
+    return side.mask(unit.isin(validation), "validation")
 
 
 def _count(n: int, share: float) -> int:

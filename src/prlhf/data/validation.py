@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from prlhf.data import checks
-from prlhf.data.contract import SPLITS, pair_id, prompt_chars, prompt_id
+from prlhf.data.contract import SPLIT_COLUMNS, SPLITS, pair_id, prompt_chars, prompt_id
 from prlhf.data.splits import Prepared, split
 from prlhf.data.suite import Validator
 from prlhf.errors import UserError
@@ -140,7 +140,8 @@ def _reasons(rows: pd.DataFrame, validator: Validator, rules: ValidateParams) ->
     import pandas as pd
 
     texts = {name: rows[name].str.strip() for name in ("user_id", "chosen", "rejected")}
-    frame = rows.drop(columns=["row", "source", "user_text", "group", "unseen"]).assign(**texts)
+    unread = ["row", "source", "user_text", "group", "unseen", *SPLIT_COLUMNS]
+    frame = rows.drop(columns=unread, errors="ignore").assign(**texts)
     failing: dict[str, set[int]] = {}
     for finding in validator.run("rows", frame, checks.row_checks(rules)):
         failing.setdefault(finding.check.name, set()).update(finding.rows)

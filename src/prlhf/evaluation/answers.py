@@ -1,8 +1,9 @@
 """Who gets which answer, and whose answer wins.
 
-A *personalised* method answers each seen user under the user's own tokens; every other method
-gives all users the same, generic answer. Users held out of training get the generic answer of
-every method.
+A *personalised* method answers each seen user as that user: under tokens of the user's own, or
+behind what the user says of themselves; every other method gives all users the same, generic
+answer. Users held out of training get an answer of their own from a method that reads what they
+say, and the generic answer of every other.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 BASE = "base"
 """The name under which the untuned base model is generated and scored."""
 
+PROMPTED = "prompted"
+"""The name under which the base model is generated and scored behind the user's text, untuned."""
+
 BASELINE = "dpo"
 """The method that the gain of the others is measured against."""
-
 
 PERSONALISED = "pdpo"
 """The method that the report is about, where there are several personalised ones."""
@@ -37,15 +40,19 @@ def is_personalised(generated: pd.DataFrame) -> bool:
 
 
 def method_order(names: Mapping[str, bool]) -> list[str]:
-    """Method names in reading order: base, dpo, other baselines, then pdpo and its like.
+    """Method names in reading order: the untuned, dpo, other baselines, then pdpo and its like.
 
     Args:
         names: Whether each method is personalised.
     """
-    known = (BASE, BASELINE, PERSONALISED)
+    known = (BASE, PROMPTED, BASELINE, PERSONALISED)
     return sorted(
         names,
-        key=lambda name: (names[name], known.index(name) if name in known else len(known), name),
+        key=lambda name: (
+            names[name] and name != PROMPTED,
+            known.index(name) if name in known else len(known),
+            name,
+        ),
     )
 
 
@@ -71,14 +78,21 @@ def answers_to_users(measured: pd.DataFrame, groups: list[str]) -> pd.DataFrame:
 
 
 def answers_to_unseen(measured: pd.DataFrame, group_sizes: Mapping[str, int]) -> pd.DataFrame:
-    """The generic texts of one method, once for every group of unseen users.
+    """The texts that unseen users get from one method.
 
     Args:
         measured: Rows of one method as `fluency.measure` returns them.
-        group_sizes: How many unseen users each preference group has; becomes column `weight`.
+        group_sizes: How many unseen users each preference group has.
+
+    Returns:
+        The texts for single unseen users, if there are any; otherwise the generic texts, once for
+        every group. Column `weight` says how many users each stands for.
     """
     import pandas as pd
 
+    own = measured[measured["condition"] == "unseen"]
+    if len(own):
+        return own.assign(weight=1).reset_index(drop=True)
     generic = measured[measured["condition"] == "generic"]
     if not group_sizes:
         return generic.iloc[:0].assign(weight=0)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from prlhf.evaluation.answers import PROMPTED
 from prlhf.evaluation.labels import (
     figure,
     groups_by_size,
@@ -83,12 +84,14 @@ class Headline:
 
 
 def main_method(metrics: Mapping[str, Any], personalised: Sequence[str]) -> str | None:
-    """The personalised method the headline is about: the first that was scored.
+    """The personalised method the headline is about: the first that was tuned and scored.
 
     Not the most accurate: choosing by the very figure that is reported would flatter it.
     """
     scored = (
-        name for name in personalised if look_up(metrics, "accuracy", name, "macro") is not None
+        name
+        for name in personalised
+        if name != PROMPTED and look_up(metrics, "accuracy", name, "macro") is not None
     )
     return next(scored, None)
 

@@ -7,7 +7,16 @@ from typing import Any
 
 from prlhf.evaluation.answers import method_order
 
-NAMES = {"base": "Base model", "dpo": "DPO", "pdpo": "P-DPO"}
+NAMES = {
+    "base": "Base model",
+    "prompted": "Prompted base",
+    "dpo": "DPO",
+    "dpo_text": "DPO + text",
+    "pdpo": "P-DPO",
+    "pdpo_individual": "P-DPO, individual",
+    "pdpo_text": "P-DPO + text",
+}
+"""Of the methods that params.yaml defines; others go by their own names."""
 
 
 def method_label(name: str) -> str:

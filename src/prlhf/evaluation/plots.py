@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WIDTH = 760
-LEFT = 190
+LEFT = 236
 RIGHT = 70
 ROW = 34
 GAP = 16
@@ -40,7 +40,7 @@ OTHERS = "other groups"
 
 def method_colour(name: str, names: Sequence[str]) -> str:
     """The CSS colour of a method, by its place among `names`."""
-    return f"var(--m{min(list(names).index(name), 5)})"
+    return f"var(--m{min(list(names).index(name), 7)})"
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _strips(
             previous = row.block
         colour = method_colour(row.method, names)
         middle = y + ROW / 2
-        drawing.text(LEFT - 14, middle + 4, method_label(row.method), anchor="end")
+        drawing.text(LEFT - 14, middle + 4, clip(method_label(row.method), 17), anchor="end")
         drawing.line(scale.start, middle, scale.end, middle, kind="grid")
         if not (dots and _dots(drawing, row, scale, middle, colour)):
             _histogram(drawing, row, scale, y, colour)

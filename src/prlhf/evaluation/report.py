@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prlhf.evaluation import curves, headline, plots
-from prlhf.evaluation.answers import BASE, BASELINE
+from prlhf.evaluation.answers import BASE, BASELINE, PROMPTED
 from prlhf.evaluation.labels import (
     figure,
     groups_by_size,
@@ -115,9 +115,17 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         for name in shown
         if len(part := inputs.embeddings[inputs.embeddings["method"] == name])
     ]
+    main = headline.main_method(metrics, personalised)
     pairs = sorted(
-        metrics.get("win_rate", {}), key=lambda pair: (not pair.endswith(f"_{BASELINE}"), pair)
+        metrics.get("win_rate", {}),
+        key=lambda pair: (
+            not pair.endswith(f"_{BASELINE}"),
+            names.index(pair.rpartition("_vs_")[0]),
+            pair,
+        ),
     )
+    # One comparison to a drawing; where methods are many, drawings of the main one and a table.
+    drawn = [pair for pair in pairs if pair.rpartition("_vs_")[0] == main] or pairs[:2]
     return {
         "answer": headline.write(metrics, personalised, BASELINE),
         "dataset": inputs.evaluation.get("dataset", {}),
@@ -138,7 +146,8 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "accuracy": _accuracy_table(metrics, names, groups),
         "fluency": _fluency_table(metrics, names, personalised),
         "user_accuracy": plots.user_accuracy(inputs.users, names),
-        "wins": [svg for pair in pairs if (svg := plots.wins(metrics, pair, names))],
+        "wins": [svg for pair in drawn if (svg := plots.wins(metrics, pair, names))],
+        "win_rates": _win_table(metrics, pairs, names, groups) if len(pairs) > len(drawn) else None,
         "lengths": plots.lengths(inputs.lengths, names),
         "maps": [(name, svg) for name, svg in maps if svg],
         "curves": curves.training(inputs.curves, names),
@@ -157,11 +166,16 @@ def _context(inputs: Inputs) -> dict[str, Any]:
 def _describe(params: Mapping[str, Any], name: str, personalised: bool) -> str:
     if name == BASE:
         return "the model before any tuning; the same answer for everyone"
+    if name == PROMPTED:
+        return "the model before any tuning, told what the user says of themselves"
     kind = look_up(params, "methods", name, "kind")
+    told = "; told what the user says, too" if look_up(params, "methods", name, "text") else ""
     if kind == "cluster":
-        return "each user is a mixture of a few learned user types"
+        return f"each user is a mixture of a few learned user types{told}"
+    if kind == "uniform" and told:
+        return "one model for everyone, tuned on all choices; told what the user says"
     if personalised:
-        return "each user has an embedding of their own"
+        return f"each user has an embedding of their own{told}"
     return "one model for everyone, tuned on all users' choices together"
 
 
@@ -196,6 +210,26 @@ def _accuracy_table(
         ["Method", *[head for head, _ in columns]],
         rows,
     )
+
+
+def _win_table(
+    metrics: Mapping[str, Any], pairs: Sequence[str], names: Sequence[str], groups: Sequence[str]
+) -> Table:
+    """Win rates of all comparisons, a line each."""
+    columns: list[tuple[str, tuple[str, ...]]] = [
+        ("All seen users", ()),
+        *[(f"“{group}”", ("groups", group)) for group in groups[:MAX_TABLE_GROUPS]],
+        ("Held-out users", ("unseen",)),
+    ]
+    rows = []
+    for pair in pairs:
+        name, _, other = pair.rpartition("_vs_")
+        cells = [_share(metrics, "win_rate", pair, *path, "win_rate") for _, path in columns]
+        cells.append(_share(metrics, "win_rate", pair, "tie"))
+        head = f"{method_label(name)} against {method_label(other)}"
+        rows.append((head, plots.method_colour(name, names), cells))
+    heads = [head for head, _ in columns]
+    return Table("Win rates: wins among decided comparisons", ["", *heads, "Ties"], rows)
 
 
 def _fluency_table(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -23,11 +25,15 @@ def score_pairs(
     unseen: pd.DataFrame,
     reference: dict[str, float],
     name: str,
+    *,
+    reference_text: bool = False,
 ) -> pd.DataFrame:
     """Implicit-reward margins of held-out pairs.
 
     Seen users' pairs are scored as their users and as the generic user, unseen users' as the
-    generic user. Each distinct (condition, prompt, response) is computed once.
+    generic user. All are behind the user's text, if the model reads it: the generic user is
+    `u_0 = (u_text, generic id)`. Each distinct (condition, text, prompt, response) is computed
+    once.
 
     Args:
         lm: the trained model.
@@ -35,6 +41,7 @@ def score_pairs(
         unseen: held-out pairs of unseen users.
         reference: log pi_ref by text key, nats.
         name: of the method, shown with the progress.
+        reference_text: whether pi_ref, too, sees the text that the model sees.
 
     Returns:
         Columns split, condition, those of the pair, chosen_logp, rejected_logp, ref_chosen_logp,
@@ -48,11 +55,13 @@ def score_pairs(
     pairs = pd.concat(parts, ignore_index=True)
     if lm.user_model.tokens == 0:
         pairs["scored_as"] = GENERIC
-    logps = _logps(lm, pairs, name)
+    stated = lm.encoder.user_texts(pairs)
+    logps = _logps(lm, pairs, stated, name)
+    seen_by_reference = stated if reference_text else [None] * len(pairs)
     for side in ("chosen", "rejected"):
-        keys = zip(pairs["scored_as"], pairs["prompt"], pairs[side], strict=True)
+        keys = zip(pairs["scored_as"], pairs["prompt"], _named(stated), pairs[side], strict=True)
         pairs[f"{side}_logp"] = [logps[key] for key in keys]
-        texts = map(text_key, pairs["prompt"], pairs[side])
+        texts = map(text_key, pairs["prompt"], pairs[side], seen_by_reference)
         pairs[f"ref_{side}_logp"] = [reference[text] for text in texts]
     pairs["margin"] = (pairs["chosen_logp"] - pairs["ref_chosen_logp"]) - (
         pairs["rejected_logp"] - pairs["ref_rejected_logp"]
@@ -61,18 +70,26 @@ def score_pairs(
     return pairs[["split", "condition", *PAIR_COLUMNS, *sides, "margin"]]
 
 
-def _logps(lm: PersonalizedLM, pairs: pd.DataFrame, name: str) -> dict[tuple[int, str, str], float]:
-    """log pi of each distinct (scored_as, prompt, response)."""
-    texts: dict[tuple[int, str], set[str]] = {}
+def _named(stated: Sequence[str | None]) -> list[str]:
+    """Texts that sort; no user's text is empty."""
+    return [text or "" for text in stated]
+
+
+def _logps(
+    lm: PersonalizedLM, pairs: pd.DataFrame, stated: Sequence[str | None], name: str
+) -> dict[tuple[int, str, str, str], float]:
+    """log pi of each distinct (scored_as, prompt, user's text, response)."""
+    texts: dict[tuple[int, str, str], set[str]] = {}
     for side in ("chosen", "rejected"):
-        for user, prompt, response in zip(
-            pairs["scored_as"], pairs["prompt"], pairs[side], strict=True
+        for user, prompt, own, response in zip(
+            pairs["scored_as"], pairs["prompt"], _named(stated), pairs[side], strict=True
         ):
-            texts.setdefault((user, prompt), set()).add(response)
+            texts.setdefault((user, prompt, own), set()).add(response)
     conditions = [(key, sorted(texts[key])) for key in sorted(texts)]
+    encode = lm.encoder
     rows = [
-        Row(user, lm.encoder.prompt(prompt), [lm.encoder.response(text) for text in responses])
-        for (user, prompt), responses in conditions
+        Row(user, encode.prompt(prompt, own or None), [encode.response(r) for r in responses])
+        for (user, prompt, own), responses in conditions
     ]
     scores = lm.score(rows, label=f"score {name}: pairs")
     keys = [(*condition, text) for condition, responses in conditions for text in responses]

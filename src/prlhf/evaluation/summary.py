@@ -51,7 +51,7 @@ def _row(metrics: Mapping[str, Any], name: str, groups: Sequence[str]) -> list[s
     degenerate = figure(metrics, "fluency", name, "degenerate")
     lengths: list[tuple[str, ...]] = [("groups", group) for group in groups] or [("mean",)]
     return [
-        _clip(method_label(name)),
+        _clip(method_label(name), 17),
         share("accuracy", name, "macro"),
         share("accuracy", name, "worst_user"),
         *[share("accuracy", name, "groups", group) for group in groups],
@@ -61,8 +61,8 @@ def _row(metrics: Mapping[str, Any], name: str, groups: Sequence[str]) -> list[s
     ]
 
 
-def _clip(text: str) -> str:
-    return text if len(text) <= 11 else text[:10] + "\N{HORIZONTAL ELLIPSIS}"
+def _clip(text: str, most: int = 11) -> str:
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

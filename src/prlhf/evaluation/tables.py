@@ -81,6 +81,25 @@ def embeddings(maps: Mapping[str, pd.DataFrame], seed: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
+def curves(trained: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """`method, split, step, loss, accuracy` of all training curves, in one table.
+
+    `accuracy` is that of users as the method serves them: the generic user's where it knows no
+    other.
+
+    Args:
+        trained: `reports/curves/<method>.csv` of each method.
+    """
+    import pandas as pd
+
+    columns = ["method", "split", "step", "loss", "accuracy"]
+    parts = []
+    for name, table in trained.items():
+        served = "accuracy_user" if "accuracy_user" in table else "accuracy_generic"
+        parts.append(table.assign(method=name, accuracy=table[served])[columns])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
 def samples(evaluation: Evaluation, *, prompts: int, users: int, seed: int) -> dict[str, Any]:
     """Answers to the same prompts for different users, drawn at random, to be read side by side.
 

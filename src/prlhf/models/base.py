@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -26,8 +26,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from prlhf.data.contract import messages
+from prlhf.data.contract import messages, stated
 from prlhf.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SOURCE = "prlhf_source.json"
 """What the `base_model` stage records beside the weights about where they came from."""
@@ -151,27 +154,66 @@ class Encoder:
     Args:
         tokenizer: the base model's tokenizer; its chat template is used when it has one.
         max_prompt: most tokens of a prompt; the middle of a longer one is left out, so that neither
-            the opening (system message) nor the end (the question, the reply header) is lost.
+            the opening (system message) nor the end (the question, the reply header) is lost. See
+            `encode_within`.
         max_response: most tokens of a response including its end-of-sequence token; a longer one
             is cut at its end and then carries no end-of-sequence token.
+        max_user_text: most tokens of a user's text, the line break behind it included; a longer
+            one is cut at its end. None for a model that reads no user text.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_prompt: int, max_response: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_prompt: int,
+        max_response: int,
+        max_user_text: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt = max_prompt
         self.max_response = max_response
+        self.max_user_text = max_user_text
         self.eos = int(tokenizer.eos_token_id)
         self._prompts: dict[str, list[int]] = {}
+        self._user_texts: dict[str, list[int]] = {}
 
-    def prompt(self, prompt: str) -> list[int]:
-        """Token ids of a canonical prompt (see `prlhf.data.contract`), truncated in the middle."""
+    @property
+    def reads_text(self) -> bool:
+        """Whether prompts are read behind the text of their users."""
+        return self.max_user_text is not None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its user's text and one response."""
+        return self.max_prompt + self.max_response + (self.max_user_text or 0)
+
+    def prompt(self, prompt: str, user_text: str | None = None) -> list[int]:
+        """Token ids of a canonical prompt (see `prlhf.data.contract`), truncated in the middle.
+
+        `f_explicit` of the paper (section 4.1) is the model's own embedding of the user's text, so
+        the text is nothing but tokens before the prompt's: before the chat template opens. A model
+        that reads no user text gets none, whatever is given.
+        """
         if prompt not in self._prompts:
-            self._prompts[prompt] = cut_middle(
-                encode_messages(self.tokenizer, messages(prompt)), self.max_prompt
-            )
-        return self._prompts[prompt]
+            self._prompts[prompt] = encode_within(self.tokenizer, messages(prompt), self.max_prompt)
+        if self.max_user_text is None or user_text is None:
+            return self._prompts[prompt]
+        return [*self._user_text(user_text, self.max_user_text), *self._prompts[prompt]]
+
+    def _user_text(self, text: str, limit: int) -> list[int]:
+        if text not in self._user_texts:
+            end = self.text("\n")
+            self._user_texts[text] = [*self.text(text)[: limit - len(end)], *end]
+        return self._user_texts[text]
+
+    def user_texts(self, table: pd.DataFrame) -> list[str | None]:
+        """What the model reads of the user of each row: `user_text`, or nothing at all.
+
+        Together with the prompt this names a prefix: rows that differ in it share no computation.
+        """
+        if not self.reads_text:
+            return [None] * len(table)
+        return [stated(text) for text in table["user_text"]]
 
     def text(self, text: str) -> list[int]:
         """Token ids of plain text, nothing added, nothing cut."""
@@ -209,6 +251,23 @@ def encode_messages(
         text = "\n".join(message["content"] for message in conversation)
         ids = tokenizer(text)["input_ids"]
     return [int(i) for i in ids]
+
+
+def encode_within(
+    tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]], limit: int
+) -> list[int]:
+    """A conversation in at most `limit` tokens, its middle left out.
+
+    What can be left out whole is: exchanges (a message and its reply) between the first and the
+    last, the oldest of them first, and then the first. Within what remains tokens are cut.
+    """
+    ids = encode_messages(tokenizer, conversation)
+    opening = 1 if conversation[0]["role"] == "system" else 0
+    while len(ids) > limit and len(conversation) >= opening + 3:
+        at = opening + 2 if len(conversation) >= opening + 5 else opening
+        conversation = conversation[:at] + conversation[at + 2 :]
+        ids = encode_messages(tokenizer, conversation)
+    return cut_middle(ids, limit)
 
 
 def cut_middle(ids: list[int], limit: int) -> list[int]:

@@ -1,9 +1,10 @@
 """Packing: one sequence for a prompt and several of its responses.
 
-A row is `[user tokens | prompt | response 1 | response 2 | ...]`. A tree mask lets every response
-see the user tokens and the prompt but no other response, and each response's positions restart
-after the prompt, so that a row computes exactly what separate sequences would, with the prompt
-computed once. Models that cannot take such a mask get rows of one response each instead.
+A row is `[user tokens | prompt | response 1 | response 2 | ...]`; where the model reads what the
+user says, that text opens the prompt. A tree mask lets every response see the user tokens and the
+prompt but no other response, and each response's positions restart after the prompt, so that a row
+computes exactly what separate sequences would, with the prompt computed once. Models that cannot
+take such a mask get rows of one response each instead.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Row:
 
     Attributes:
         user_index: 0 for the generic user, else a seen user's index.
-        prompt: token ids of the prompt.
+        prompt: token ids of the prompt, from the user's text on.
         responses: token ids of each response, including its end-of-sequence token.
     """
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prlhf.data.contract import canonical_prompt
+from prlhf.data.contract import canonical_prompt, stated
 from prlhf.errors import UserError
 from prlhf.io import read_json, write_json
 from prlhf.models.base import BaseModel, Encoder, load_base
@@ -59,6 +59,9 @@ class Scores:
 class PersonalizedLM(nn.Module):
     """pi_P(y | x, u): the language model reads `[f_P(u) ; emb(x)]` (paper, section 4.1).
 
+    `f_P(u)` is `f_implicit(u_id)`, the user model's tokens, and behind them `f_explicit(u_text)`,
+    the language model's own embeddings of the user's text, if the encoder reads it.
+
     Args:
         base: the frozen base model, its tokenizer and origin.
         lm: the base model itself, or PEFT's wrapper around it.
@@ -82,15 +85,18 @@ class PersonalizedLM(nn.Module):
         self.encoder = encoder
         self.about = about or {}
         check_head(self.causal_lm)
-        longest = self.user_model.tokens + encoder.max_prompt + encoder.max_response
-        self.shares_prompts = takes_tree_mask(self.causal_lm, longest)
+        self.shares_prompts = takes_tree_mask(
+            self.causal_lm, self.user_model.tokens + encoder.longest
+        )
         if not self.shares_prompts:
             say("this architecture takes no tree mask: prompts are computed once per response")
 
     @classmethod
-    def reference(cls, base: BaseModel, encoder: Encoder) -> PersonalizedLM:
+    def reference(
+        cls, base: BaseModel, encoder: Encoder, about: dict[str, Any] | None = None
+    ) -> PersonalizedLM:
         """The base model itself, seen as a personalised model without user tokens: pi_ref."""
-        return cls(base, base.model, UniformUserModel([], 0, base.hidden_size), encoder)
+        return cls(base, base.model, UniformUserModel([], 0, base.hidden_size), encoder, about)
 
     # -- forward ---------------------------------------------------------------------------------
 
@@ -105,6 +111,11 @@ class PersonalizedLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.base.device
+
+    @property
+    def personalised(self) -> bool:
+        """Whether users differ for the model: by tokens of their own, or by what they say."""
+        return self.user_model.tokens > 0 or self.encoder.reads_text
 
     def pack(self, rows: Sequence[Row]) -> Packed:
         """Rows as one batch, prompts shared between a row's responses where the model can."""
@@ -188,7 +199,7 @@ class PersonalizedLM(nn.Module):
     # -- use -------------------------------------------------------------------------------------
 
     def prefix(self, user_index: int, prompt: Sequence[int]) -> Tensor:
-        """Input embeddings `[f_P(u) ; emb(x)]` of one prompt, [T + len(prompt), d]."""
+        """Input embeddings `[f_P(u) ; emb(x)]` of one encoded prompt, [T + len(prompt), d]."""
         ids = torch.tensor(prompt, device=self.device)
         embeds = self.causal_lm.get_input_embeddings()(ids)
         users = self.user_model(torch.tensor([user_index], device=self.device))[0]
@@ -197,15 +208,26 @@ class PersonalizedLM(nn.Module):
     def complete(
         self,
         requests: Sequence[tuple[int, str]],
+        texts: Sequence[str | None] | None = None,
         *,
         sampling: Sampling,
         seed: int = 0,
         batch_size: int = 32,
         label: str = "generate",
     ) -> list[Completion]:
-        """Answer (user index, canonical prompt) requests, users mixed within a batch."""
+        """Answer (user index, canonical prompt) requests, users mixed within a batch.
+
+        Args:
+            requests: whom to answer, and what.
+            texts: what each of the users says of themselves.
+            sampling, seed, batch_size, label: see `prlhf.models.generation.complete`.
+        """
         self.eval()
-        prompts = [self.encoder.prompt(prompt) for _, prompt in requests]
+        texts = texts or [None] * len(requests)
+        prompts = [
+            self.encoder.prompt(prompt, text)
+            for (_, prompt), text in zip(requests, texts, strict=True)
+        ]
         return complete(
             cast(PreTrainedModel, self.lm),
             [self.user_model.tokens + len(prompt) for prompt in prompts],
@@ -221,6 +243,7 @@ class PersonalizedLM(nn.Module):
         self,
         prompts: Sequence[Prompt],
         users: Sequence[str | None],
+        texts: Sequence[str | None] | None = None,
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
@@ -230,17 +253,33 @@ class PersonalizedLM(nn.Module):
         Users are named by your own ids; an id that was not trained on, or None, gets the generic
         user's answer.
 
+        Args:
+            prompts: text, or chat messages.
+            users: whom each answer is for.
+            texts: what each of them says of themselves, for models that read it (`text: true`), as
+                it was in training; None for someone who says nothing.
+            sampling: how to decode.
+            seed: seed of the sampling.
+
         Raises:
-            UserError: the lists differ in length.
+            UserError: the lists differ in length, or there are texts for a model that reads none.
         """
         if len(prompts) != len(users):
             raise UserError(f"{len(prompts)} prompts but {len(users)} users", fix="give one each")
+        if texts is not None and len(prompts) != len(texts):
+            raise UserError(f"{len(prompts)} prompts but {len(texts)} texts", fix="give one each")
+        if texts is not None and not self.encoder.reads_text:
+            raise UserError(
+                "the model reads no user texts",
+                fix="leave them out, or load a method that has `text: true`",
+            )
         requests = [
             (self.user_model.index(user), canonical_prompt(prompt))
             for prompt, user in zip(prompts, users, strict=True)
         ]
         completions = self.complete(
             requests,
+            None if texts is None else [stated(text) for text in texts],
             sampling=sampling or Sampling(max_new_tokens=256, temperature=0.7, top_p=0.9),
             seed=seed,
         )
@@ -275,6 +314,7 @@ class PersonalizedLM(nn.Module):
                 "tokens": {
                     "max_prompt": self.encoder.max_prompt,
                     "max_response": self.encoder.max_response,
+                    "max_user_text": self.encoder.max_user_text,
                 },
                 **self.about,
             },

@@ -4,13 +4,22 @@ Stages are handed the sections they declare in `dvc.yaml` and import these class
 only, so that a change here re-runs nothing by itself.
 """
 
-from prlhf.params.data import ColumnParams, DataParams, HubParams, SplitParams, ValidateParams
+from prlhf.params.data import (
+    ColumnParams,
+    DataParams,
+    HubParams,
+    PrismParams,
+    SplitParams,
+    TldrParams,
+    ValidateParams,
+)
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
 from prlhf.params.loading import load
 from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.schema import Params
 from prlhf.params.section import Section
 from prlhf.params.training import (
+    CompareParams,
     LoraParams,
     MethodParams,
     PretrainParams,
@@ -20,6 +29,7 @@ from prlhf.params.training import (
 
 __all__ = [
     "ColumnParams",
+    "CompareParams",
     "DataParams",
     "EvaluateParams",
     "GenerateParams",
@@ -29,8 +39,10 @@ __all__ = [
     "ModelParams",
     "Params",
     "PretrainParams",
+    "PrismParams",
     "Section",
     "SplitParams",
+    "TldrParams",
     "TokenParams",
     "TrainParams",
     "UserModelParams",

@@ -30,7 +30,23 @@ def load(path: Path = PARAMS_FILE) -> Params:
         UserErrors: Keys are unknown, missing, of a wrong type or out of range: every one of them,
             each with its line.
     """
-    document = read_yaml(path)
+    return _checked(read_yaml(path), path)
+
+
+def parse(text: str, path: Path = PARAMS_FILE) -> Params:
+    """Check parameters that are not in a file, such as those of another revision.
+
+    Args:
+        text: What the file holds.
+        path: What messages call it.
+
+    Raises:
+        UserError: As `load`.
+    """
+    return _checked(_parsed(text, path), path)
+
+
+def _checked(document: CommentedMap, path: Path) -> Params:
     try:
         return Params.model_validate(plain(document))
     except ValidationError as error:
@@ -53,6 +69,10 @@ def read_yaml(path: Path) -> CommentedMap:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError("is not UTF-8 text", where=f"{path}:{line}") from None
+    return _parsed(text, path)
+
+
+def _parsed(text: str, path: Path) -> CommentedMap:
     try:
         document = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
@@ -118,7 +138,7 @@ def explain(
 def _problem(
     detail: ErrorDetails, key: tuple[str, ...], field: FieldInfo | None
 ) -> tuple[str, str | None]:
-    if detail["loc"][-1] == "[key]":
+    if detail["loc"][-1:] == ("[key]",):
         return (
             "is no name for a method",
             f"use letters, digits, - and _; taken: {', '.join(RESERVED)}",

@@ -29,14 +29,24 @@ class ModelParams(Section):
 
 
 class TokenParams(Section):
-    """`tokens`: longest texts, in tokens of the base model. Memory and time grow with both."""
+    """`tokens`: the longest texts, in tokens of the base model. Memory and time grow with them."""
 
     max_prompt: int = Field(
         ge=8,
-        description="Most tokens of a prompt; a longer one loses its middle.",
+        description="Most tokens of a prompt; a longer one loses its middle: exchanges between the "
+        "first and the last, then the first, then words.",
     )
     max_response: int = Field(
         ge=2,
         description="Most tokens of a response, its end mark included; a longer one is cut at its "
         "end and carries no end mark.",
+    )
+    max_user_text: int = Field(
+        ge=8,
+        description="Most tokens of a user's text in front of the prompt; a longer one is cut at "
+        "its end. Methods with `text: true` read it, and `prompted`.",
+    )
+    reference_text: bool = Field(
+        description="Whether the reference model, too, reads the user's text where a method does. "
+        "In the paper it sees the prompt only."
     )

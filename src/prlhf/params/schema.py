@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from prlhf.params.data import DataParams, SplitParams, ValidateParams
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
 from prlhf.params.model import ModelParams, TokenParams
-from prlhf.params.section import Section
-from prlhf.params.training import MethodParams, PretrainParams, TrainParams, UserModelParams
+from prlhf.params.section import Section, conflict, listed
+from prlhf.params.training import (
+    CompareParams,
+    MethodParams,
+    PretrainParams,
+    TrainParams,
+    UserModelParams,
+)
 
-RESERVED = ("base", "user_model")
+RESERVED = ("base", "prompted", "user_model")
 """Directories under models/ that are no trained method's."""
 
 
@@ -44,9 +50,18 @@ class Params(Section):
     pretrain: PretrainParams
     methods: dict[MethodName, MethodParams] = Field(
         min_length=1,
-        description="The models to train and compare, by name; `base`, the untuned model, is "
-        "always compared.",
+        description="The models that can be trained, by name; `compare` says which of them are.",
     )
+    compare: CompareParams
     train: TrainParams
     generate: GenerateParams
     evaluate: EvaluateParams
+
+    @model_validator(mode="after")
+    def _methods_are_known(self) -> Self:
+        if unknown := [name for name in self.compare.trained if name not in self.methods]:
+            raise conflict(
+                "compare.trained",
+                f"names {', '.join(unknown)}, but methods has {listed(self.methods)}",
+            )
+        return self

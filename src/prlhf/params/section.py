@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
@@ -21,3 +23,8 @@ class Section(BaseModel):
 def conflict(key: str, problem: str) -> PydanticCustomError:
     """The error of a validator that looks at several keys; it is reported at `key`."""
     return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a list in YAML."""
+    return f"[{', '.join(names)}]"

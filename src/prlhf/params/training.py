@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import annotated_types as at
 from pydantic import Field, model_validator
 
-from prlhf.params.section import Section, conflict
+from prlhf.params.section import Section, conflict, listed
 
 
 class UserModelParams(Section):
@@ -56,12 +56,44 @@ class PretrainParams(Section):
 
 
 class MethodParams(Section):
-    """`methods.<name>`: one trained model to compare."""
+    """`methods.<name>`: a model that can be trained."""
 
     kind: Literal["uniform", "individual", "cluster"] = Field(
         description="The preference assumption. `uniform`: no user tokens, plain DPO; "
         "`individual`: an offset per user; `cluster`: a mixture of K cluster embeddings per user."
     )
+    text: bool = Field(
+        description="Whether it reads `user_text`, what is known of the user in words, in front of "
+        "the prompt; for unknown users, too."
+    )
+
+
+class CompareParams(Section):
+    """`compare`: which of the methods run."""
+
+    trained: list[str] = Field(
+        min_length=1, description="The methods to train: keys of `methods`, each once."
+    )
+    all: list[str] = Field(
+        min_length=1,
+        description="The models to answer, score and evaluate: `base`, the untuned model, all of "
+        "`trained`, and `prompted` if wanted, the untuned model behind the user's text; each once.",
+    )
+
+    @model_validator(mode="after")
+    def _lists_agree(self) -> Self:
+        for key, names in (("trained", self.trained), ("all", self.all)):
+            if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+                raise conflict(key, f"names {', '.join(twice)} more than once")
+        # A model that is evaluated but not trained would be one of other parameters.
+        wanted = ["base", *self.trained]
+        if set(self.all) - {"prompted"} != set(wanted):
+            raise conflict(
+                "all",
+                f"must name base and all of compare.trained: {listed(wanted)}; prompted may stand "
+                "beside them",
+            )
+        return self
 
 
 class LoraParams(Section):

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from prlhf.evaluation import metrics, tables
 from prlhf.evaluation.answers import BASE
 from prlhf.evaluation.judges import get_judge
+from prlhf.evaluation.key_figures import key_figures
 from prlhf.evaluation.statistics import Bootstrap
 from prlhf.io import read_json, read_parquet, write_json, write_text
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from prlhf.params import CompareParams, EvaluateParams
 
-    from prlhf.params import EvaluateParams, MethodParams
-
-PARAMS = ("seed", "methods", "evaluate")
+PARAMS = ("seed", "compare", "evaluate")
 
 PREPARED = Path("data/prepared")
 GENERATED = Path("data/generated")
@@ -25,18 +25,17 @@ SCORES = Path("data/scores")
 REPORTS = Path("reports")
 
 
-def run(*, seed: int, methods: Mapping[str, MethodParams], evaluate: EvaluateParams) -> None:
-    """Evaluate the base model and every method in `methods`.
+def run(*, seed: int, compare: CompareParams, evaluate: EvaluateParams) -> None:
+    """Evaluate the base model and every other model in `compare.all`.
 
-    Writes reports/metrics.json, reports/evaluation.json (judge, notes, samples),
-    reports/per_user.csv and the tables under reports/plots/.
+    Writes reports/metrics.json, its key figures in reports/headline.json, reports/evaluation.json
+    (judge, notes, samples), reports/per_user.csv and the tables under reports/plots/.
     """
-    names = [BASE, *methods]
     users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen"])
     dataset = read_json(PREPARED / "dataset.json")
     judge = get_judge(evaluate.judge, dataset.get("task"))
     result = metrics.evaluate(
-        {name: _tables(name) for name in names},
+        {name: _tables(name) for name in compare.all},
         read_parquet(PREPARED / "test.parquet"),
         users[~users["seen"].astype(bool)],
         judge=judge,
@@ -45,10 +44,16 @@ def run(*, seed: int, methods: Mapping[str, MethodParams], evaluate: EvaluatePar
     )
     maps = {
         name: read_parquet(path)
-        for name in names
+        for name in compare.all
         if (path := SCORES / name / "embeddings.parquet").exists()
     }
+    curves = {
+        name: pd.read_csv(path)
+        for name in compare.trained
+        if (path := REPORTS / "curves" / f"{name}.csv").exists()
+    }
     write_json(REPORTS / "metrics.json", result.metrics)
+    write_json(REPORTS / "headline.json", key_figures(result.metrics))
     write_json(
         REPORTS / "evaluation.json",
         {
@@ -70,6 +75,7 @@ def run(*, seed: int, methods: Mapping[str, MethodParams], evaluate: EvaluatePar
     _write_csv("plots/per_user_accuracy.csv", tables.user_accuracy(result, seed))
     _write_csv("plots/lengths.csv", tables.lengths(result, seed))
     _write_csv("plots/embeddings.csv", tables.embeddings(maps, seed))
+    _write_csv("plots/curves.csv", tables.curves(curves))
 
 
 def _tables(name: str) -> metrics.Tables:

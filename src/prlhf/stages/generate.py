@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pandas as pd
 
+from prlhf.data.contract import require_stated
 from prlhf.io import content_hash, read_parquet, write_parquet
 from prlhf.models.generation import Sampling
 from prlhf.models.load import load_method
@@ -20,20 +21,34 @@ PARAMS: Final = ("seed", "model", "tokens", "generate")
 
 PREPARED: Final = Path("data/prepared")
 OUTPUT: Final = Path("data/generated")
+USERS: Final = ("user_id", "user_index", "group", "user_text", "seen")
 
 
 def run(
     *, seed: int, model: ModelParams, tokens: TokenParams, generate: GenerateParams, name: str
 ) -> None:
-    """Write `data/generated/<name>.parquet`."""
-    lm = load_method(name, model.dtype, tokens.max_prompt, tokens.max_response)
+    """Write `data/generated/<name>.parquet`.
+
+    Raises:
+        UserError: the method reads what users say of themselves, and nobody says anything.
+    """
+    lm = load_method(name, model.dtype, tokens)
     prompts = held_out_prompts(
         read_parquet(PREPARED / "test.parquet", ["prompt_id", "prompt"]), generate.prompts, seed
     )
-    users = read_parquet(PREPARED / "users.parquet", ["user_id", "user_index", "group", "seen"])
-    rows = requests(prompts, users, personalised=lm.user_model.tokens > 0, most=generate.users)
+    users = read_parquet(PREPARED / "users.parquet", USERS)
+    if lm.encoder.reads_text:
+        require_stated(users["user_text"], f"method {name}")
+    rows = requests(
+        prompts,
+        users,
+        personalised=lm.personalised,
+        reads_text=lm.encoder.reads_text,
+        most=generate.users,
+    )
     completions = lm.complete(
         list(zip(rows["user_index"].tolist(), rows["prompt"].tolist(), strict=True)),
+        lm.encoder.user_texts(rows),
         sampling=Sampling(
             generate.max_new_tokens,
             generate.temperature,
@@ -69,21 +84,38 @@ def held_out_prompts(test: pd.DataFrame, most: int | None, seed: int) -> pd.Data
 
 
 def requests(
-    prompts: pd.DataFrame, users: pd.DataFrame, *, personalised: bool, most: int | None
+    prompts: pd.DataFrame,
+    users: pd.DataFrame,
+    *,
+    personalised: bool,
+    reads_text: bool,
+    most: int | None,
 ) -> pd.DataFrame:
-    """Who is to be answered: the generic user, and each seen user if the method tells them apart.
+    """Who is to be answered: the generic user, and each user whom the method tells apart.
 
     Args:
         prompts: columns prompt_id, prompt.
         users: the prepared users table.
-        personalised: whether the method has user tokens.
-        most: seen users answered at most, evenly spread over the table; None for all.
+        personalised: whether the method tells seen users apart.
+        reads_text: whether it tells unseen users apart, too: by what they say of themselves.
+        most: users answered at most under either condition, evenly spread over the table; None
+            for all.
     """
-    generic = prompts.assign(condition="generic", user_id=None, group=None, user_index=GENERIC)
-    if not personalised:
-        return generic
-    seen = users[users["seen"]].sort_values("user_index", ignore_index=True)
-    if most is not None and len(seen) > most:
-        seen = seen.iloc[np.linspace(0, len(seen) - 1, most).round().astype(int)]
-    own = seen[["user_id", "user_index", "group"]].merge(prompts, how="cross")
-    return pd.concat([own.assign(condition="user"), generic], ignore_index=True)
+    generic = prompts.assign(
+        condition="generic", user_id=None, group=None, user_index=GENERIC, user_text=None
+    )
+    parts = [generic]
+    if reads_text:
+        unseen = users[~users["seen"]].sort_values("user_id", ignore_index=True)
+        parts.insert(0, _each(unseen, prompts, most).assign(condition="unseen"))
+    if personalised:
+        seen = users[users["seen"]].sort_values("user_index", ignore_index=True)
+        parts.insert(0, _each(seen, prompts, most).assign(condition="user"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _each(users: pd.DataFrame, prompts: pd.DataFrame, most: int | None) -> pd.DataFrame:
+    """Every prompt for every user, or for `most` of them."""
+    if most is not None and len(users) > most:
+        users = users.iloc[np.linspace(0, len(users) - 1, most).round().astype(int)]
+    return users[["user_id", "user_index", "group", "user_text"]].merge(prompts, how="cross")

@@ -15,12 +15,13 @@ from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
 from prlhf.training.pairs import encode_pairs
 from prlhf.training.pretrain import Examples, RewardOptions, train_reward_model
-from prlhf.training.pretrained import Pretrained
+from prlhf.training.pretrained import Pretrained, variant
 from prlhf.training.reference import Reference, load_reference
 from prlhf.training.soft_prompt import train_soft_prompts
 
 if TYPE_CHECKING:
     from prlhf.params import (
+        CompareParams,
         MethodParams,
         ModelParams,
         PretrainParams,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         UserModelParams,
     )
 
-PARAMS: Final = ("seed", "model", "tokens", "user_model", "pretrain", "methods")
+PARAMS: Final = ("seed", "model", "tokens", "user_model", "pretrain", "methods", "compare")
 
 BASE: Final = Path("models/base")
 PREPARED: Final = Path("data/prepared")
@@ -45,6 +46,7 @@ def run(
     user_model: UserModelParams,
     pretrain: PretrainParams,
     methods: Mapping[str, MethodParams],
+    compare: CompareParams,
 ) -> None:
     """Write `models/user_model` and `reports/pretrain.json`."""
     tables = {
@@ -89,14 +91,24 @@ def run(
         )
     elif pretrain.method == "soft_prompt":
         base = load_base(BASE, model.dtype)
-        encoder = Encoder(base.tokenizer, tokens.max_prompt, tokens.max_response)
-        pairs = encode_pairs(tables["train"], reference.logps, encoder)
-        kinds = sorted({method.kind for method in methods.values()} - {"uniform"})
         report["loss"] = {}
-        for kind in kinds:
-            start = pretrained.initial(kind, base)
+        wanted = {(methods[name].kind, methods[name].text) for name in compare.trained}
+        for kind, text in sorted(wanted):
+            if kind == "uniform":
+                continue
+            encoder = Encoder(
+                base.tokenizer,
+                tokens.max_prompt,
+                tokens.max_response,
+                tokens.max_user_text if text else None,
+            )
+            pairs = encode_pairs(
+                tables["train"], reference.logps, encoder, reference_text=tokens.reference_text
+            )
+            name = variant(kind, text)
+            start = pretrained.initial(kind, base, text=text)
             lm = PersonalizedLM(base, base.model, start, encoder)
-            report["loss"][kind] = train_soft_prompts(
+            report["loss"][name] = train_soft_prompts(
                 lm,
                 pairs,
                 alpha=pretrain.alpha,
@@ -105,9 +117,9 @@ def run(
                 lr=pretrain.soft_prompt_lr,
                 batch_size=pretrain.soft_prompt_batch_size,
                 seed=seed,
-                label=f"soft_prompt {kind}",
+                label=f"soft_prompt {name}",
             )
-            pretrained.trained[kind] = lm.user_model.cpu()
+            pretrained.trained[name] = lm.user_model.cpu()
     with atomic_path(OUTPUT, directory=True) as directory:
         pretrained.save(directory)
     write_json(SUMMARY, report)

@@ -1,4 +1,8 @@
-"""Stage `reference`: log pi_ref and features of every distinct text, one forward pass."""
+"""Stage `reference`: log pi_ref and features of every distinct text, one forward pass.
+
+It also writes the card of `prompted`, the method that is the base model behind the user's text. All
+that stands in it is what this stage reads: which base model, and the limits on its texts.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from prlhf.io import atomic_path, read_parquet
 from prlhf.models.base import Encoder, load_base
+from prlhf.models.load import PROMPTED_METHOD
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.reference import reference_pass, save_reference
 
@@ -18,19 +23,21 @@ PARAMS: Final = ("model", "tokens")
 BASE: Final = Path("models/base")
 PREPARED: Final = Path("data/prepared")
 OUTPUT: Final = Path("data/reference")
+PROMPTED: Final = Path("models") / PROMPTED_METHOD
 SPLITS: Final = ("train", "validation", "test", "unseen")
+COLUMNS: Final = ("prompt", "chosen", "rejected", "user_text")
 
 
 def run(*, model: ModelParams, tokens: TokenParams) -> None:
-    """Write `data/reference`."""
-    tables = [
-        read_parquet(PREPARED / f"{split}.parquet", ["prompt", "chosen", "rejected"])
-        for split in SPLITS
-    ]
+    """Write `data/reference` and `models/prompted`."""
+    tables = [read_parquet(PREPARED / f"{split}.parquet", COLUMNS) for split in SPLITS]
     base = load_base(BASE, model.dtype)
-    lm = PersonalizedLM.reference(
-        base, Encoder(base.tokenizer, tokens.max_prompt, tokens.max_response)
-    )
-    reference = reference_pass(lm, tables)
+    limits = (tokens.max_prompt, tokens.max_response)
+    reading = Encoder(base.tokenizer, *limits, tokens.max_user_text)
+    lm = PersonalizedLM.reference(base, Encoder(base.tokenizer, *limits))
+    reference = reference_pass(lm, tables, reading if tokens.reference_text else None)
     with atomic_path(OUTPUT, directory=True) as directory:
         save_reference(reference, directory)
+    prompted = PersonalizedLM.reference(base, reading, {"method": PROMPTED_METHOD})
+    with atomic_path(PROMPTED, directory=True) as directory:
+        prompted.save_pretrained(directory)

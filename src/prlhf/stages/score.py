@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from prlhf.evaluation.scoring import score_generations, score_pairs, user_map
 from prlhf.io import atomic_path, read_parquet, write_parquet
 from prlhf.models.base import Encoder, load_base
-from prlhf.models.load import BASE_METHOD, BASE_PATH, load_method
+from prlhf.models.load import BASE_METHOD, BASE_PATH, PROMPTED_METHOD, load_method
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.reference import load_reference
 
@@ -27,11 +27,14 @@ def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
     """Write `data/scores/<name>/`: pairs and user map (not for the base model), generations."""
     with atomic_path(OUTPUT / name, directory=True) as directory:
         if name != BASE_METHOD:
-            lm = load_method(name, model.dtype, tokens.max_prompt, tokens.max_response)
+            lm = load_method(name, model.dtype, tokens)
             test = read_parquet(PREPARED / "test.parquet")
             unseen = read_parquet(PREPARED / "unseen.parquet")
             unseen = unseen[unseen["prompt_split"] == "test"]
-            pairs = score_pairs(lm, test, unseen, load_reference(REFERENCE).logps, name)
+            # `prompted` is itself the base model with the text: its reference must not see it.
+            reference_text = tokens.reference_text and name != PROMPTED_METHOD
+            reference = load_reference(REFERENCE).logps
+            pairs = score_pairs(lm, test, unseen, reference, name, reference_text=reference_text)
             write_parquet(directory / "pairs.parquet", pairs)
             if lm.user_model.tokens:
                 users = read_parquet(PREPARED / "users.parquet")

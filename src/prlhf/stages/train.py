@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from prlhf.data.contract import require_stated
 from prlhf.io import atomic_path, read_parquet, write_text
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.lora import add_lora
@@ -39,8 +40,13 @@ def run(
     """Write `models/<name>` and `reports/curves/<name>.csv`.
 
     Raises:
-        UserError: the model has no layer for LoRA.
+        UserError: the model has no layer for LoRA, or the method reads texts that nobody wrote.
     """
+    tables = {
+        split: read_parquet(PREPARED / f"{split}.parquet") for split in ("train", "validation")
+    }
+    if method.text:
+        require_stated(tables["train"]["user_text"], f"params.yaml: methods.{name}.text")
     settings = {
         "seed": seed,
         "model": model.model_dump(),
@@ -53,8 +59,13 @@ def run(
     checkpoints = ROOT / f"{name}-{key}"
 
     base = load_base(BASE, model.dtype)
-    user_model = load_pretrained(PRETRAINED).initial(method.kind, base)
-    encoder = Encoder(base.tokenizer, tokens.max_prompt, tokens.max_response)
+    user_model = load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text)
+    encoder = Encoder(
+        base.tokenizer,
+        tokens.max_prompt,
+        tokens.max_response,
+        tokens.max_user_text if method.text else None,
+    )
     lora = train.lora
     adapted = add_lora(
         base.model,
@@ -69,8 +80,8 @@ def run(
     lm = PersonalizedLM(base, adapted, user_model, encoder, about)
     reference = load_reference(REFERENCE)
     pairs = {
-        split: encode_pairs(read_parquet(PREPARED / f"{split}.parquet"), reference.logps, encoder)
-        for split in ("train", "validation")
+        split: encode_pairs(table, reference.logps, encoder, reference_text=tokens.reference_text)
+        for split, table in tables.items()
     }
     curves = finetune(
         lm,

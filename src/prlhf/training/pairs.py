@@ -18,7 +18,11 @@ from prlhf.training.reference import text_key
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference, encoded, with its reference log-probabilities (nats)."""
+    """One preference, encoded, with its reference log-probabilities (nats).
+
+    The prompt holds the user's text, if the model reads it, and so both conditions do: the generic
+    user is `u_0 = (u_text, generic id)`.
+    """
 
     user_index: int
     prompt: list[int]
@@ -96,26 +100,36 @@ class PairCollator:
         return {"batch": batch}
 
 
-def encode_pairs(table: pd.DataFrame, reference: dict[str, float], encoder: Encoder) -> list[Pair]:
+def encode_pairs(
+    table: pd.DataFrame,
+    reference: dict[str, float],
+    encoder: Encoder,
+    *,
+    reference_text: bool = False,
+) -> list[Pair]:
     """Rows of a prepared table as pairs.
 
     Args:
-        table: columns user_index, prompt, chosen, rejected, weight.
-        reference: log pi_ref by `text_key(prompt, response)`, nats.
+        table: columns user_index, prompt, chosen, rejected, weight, and user_text if the encoder
+            reads it.
+        reference: log pi_ref by `text_key`, nats.
         encoder: prompts and responses to tokens.
+        reference_text: whether pi_ref, too, sees the text that the model sees.
     """
     columns = ("user_index", "prompt", "chosen", "rejected", "weight")
     return [
         Pair(
             user_index=int(user),
-            prompt=encoder.prompt(prompt),
+            prompt=encoder.prompt(prompt, text),
             chosen=encoder.response(chosen),
             rejected=encoder.response(rejected),
-            ref_chosen=reference[text_key(prompt, chosen)],
-            ref_rejected=reference[text_key(prompt, rejected)],
+            ref_chosen=reference[text_key(prompt, chosen, text if reference_text else None)],
+            ref_rejected=reference[text_key(prompt, rejected, text if reference_text else None)],
             weight=float(weight),
         )
-        for user, prompt, chosen, rejected, weight in zip(
-            *(table[column].tolist() for column in columns), strict=True
+        for text, user, prompt, chosen, rejected, weight in zip(
+            encoder.user_texts(table),
+            *(table[column].tolist() for column in columns),
+            strict=True,
         )
     ]

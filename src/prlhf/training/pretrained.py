@@ -29,7 +29,7 @@ class Pretrained:
         options: `tokens`, `clusters`, `init_scale`, `generic_pull`, `offset_penalty`, `seed`.
         weights: logits over clusters, float32 [N + 1, K], row 0 the generic user's; None without
             pretraining.
-        trained: user models that were trained already (`soft_prompt`), by kind.
+        trained: user models that were trained already (`soft_prompt`), by `variant`.
     """
 
     users: Sequence[str]
@@ -37,10 +37,10 @@ class Pretrained:
     weights: Tensor | None = None
     trained: dict[str, UserModel] = field(default_factory=dict)
 
-    def initial(self, kind: str, base: BaseModel) -> UserModel:
-        """The user model that training starts from."""
-        if kind in self.trained:
-            return self.trained[kind]
+    def initial(self, kind: str, base: BaseModel, *, text: bool = False) -> UserModel:
+        """The user model that training starts from, in front of users' texts or without them."""
+        if variant(kind, text) in self.trained:
+            return self.trained[variant(kind, text)]
         return initial_user_model(kind, self.users, base, weights=self.weights, **self.options)
 
     def save(self, directory: Path) -> None:
@@ -53,9 +53,14 @@ class Pretrained:
         write_json(directory / CARD, card)
         if self.weights is not None:
             save_file({"weights": self.weights.contiguous()}, str(directory / WEIGHTS))
-        for kind, user_model in self.trained.items():
-            (directory / kind).mkdir()
-            save_user_model(user_model, directory / kind, {})
+        for name, user_model in self.trained.items():
+            (directory / name).mkdir()
+            save_user_model(user_model, directory / name, {})
+
+
+def variant(kind: str, text: bool) -> str:
+    """Name of what is trained for methods of one kind that read users' texts, or do not."""
+    return f"{kind}-text" if text else kind
 
 
 def load_pretrained(directory: Path) -> Pretrained:
@@ -66,5 +71,5 @@ def load_pretrained(directory: Path) -> Pretrained:
         users=card["users"],
         options=card["options"],
         weights=load_file(str(weights))["weights"] if weights.is_file() else None,
-        trained={kind: load_user_model(directory / kind) for kind in card["trained"]},
+        trained={name: load_user_model(directory / name) for name in card["trained"]},
     )

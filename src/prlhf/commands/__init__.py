@@ -1,0 +1,1 @@
+"""Commands of `prlhf` besides the stages; each imports what it runs only when it runs."""
