@@ -158,7 +158,7 @@ def test_only_stages_that_ask_for_it_are_retried_and_time_out(project: FlowProje
     project.edit("dvc.yaml", lambda text: text.replace("cmd: sh last.sh", retried))
     project.script(BAD)
     result = project.flow(status=1)
-    assert (result.out + result.err).count("| error: feedback.jsonl:3:") == 2
+    assert (result.out + result.err).count("Task run 'last' - error: feedback.jsonl:3:") == 2
     project.edit("dvc.yaml", lambda text: text.replace("retries: 1", "timeout: 2"))
     project.script(SLOW)
     result = project.flow(status=1)
