@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -14,56 +14,72 @@ from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
+from prlhf.io import write_text
+
 VALIDATION = Path("reports/validation.json")
 REPORT = Path("reports/report.html")
+HEADLINE = "reports/headline.json"
 HIDDEN = ("interval", "counts")
 """Parts of the metrics that the table leaves out: intervals and how much there was."""
+ROWS = 40
+"""Changed figures that the table shows, besides those of the headline."""
 
 _SVG = re.compile(r"<svg\b(?P<attributes>[^>]*)>(?P<body>.*?)</svg>", re.DOTALL)
 _STYLE = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>|aria-label=\"([^\"]*)\"", re.DOTALL)
 _DIGITS = 6
+_HEADER = ["| Metric | Last commit | Before this run | Now | Change |", "|---|--:|--:|--:|--:|"]
+
+Figures = Mapping[str, Mapping[str, float]]
+"""Metric file -> its figures as a flat table: `accuracy.pdpo.macro` -> number."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metric files as flat tables: `accuracy.pdpo.macro` -> number.
+    """The figures that a run starts from.
 
     Attributes:
         committed: As in Git's last commit.
         before: As the run found them.
     """
 
-    committed: Mapping[str, float]
-    before: Mapping[str, float]
+    committed: Figures
+    before: Figures
 
 
-def metrics_before(root: Path, names: tuple[str, ...]) -> Metrics:
+def metrics_before(root: Path, names: Iterable[str]) -> Metrics:
     """What the metrics are before a run, and were at the last commit."""
     return Metrics(_flat(_committed(root, names)), _flat(_read(root, names)))
 
 
-def publish(root: Path, names: tuple[str, ...], before: Metrics, shown: Path) -> None:
-    """Attach the results in a project to the flow run.
+def publish(
+    root: Path, names: Iterable[str], before: Metrics, made: Collection[str], shown: Path | None
+) -> None:
+    """Attach the results of a run to the flow run.
 
     Args:
         root: The project.
         names: Its metric files.
         before: The metrics before the run.
-        shown: Where the report will be found.
+        made: Outputs of the stages that the run brought up to date; others may be older.
+        shown: Where the report is to be kept; None for where it is.
     """
-    if (root / VALIDATION).is_file():
+    if str(VALIDATION) in made:
         text = validation_markdown(json.loads((root / VALIDATION).read_text(encoding="utf-8")))
         create_markdown_artifact(text, key="validation", description="Validation of the data")
-    now = _flat(_read(root, names))
+    now = _flat(_read(root, [name for name in names if name in made]))
     if now:
         create_markdown_artifact(
             metrics_markdown(now, before), key="metrics", description="Metrics before and after"
         )
-    if (root / REPORT).is_file():
+    if str(REPORT) in made:
         page = (root / REPORT).read_text(encoding="utf-8")
         for number, (title, url) in enumerate(images(page), 1):
             create_image_artifact(url, key=f"plot-{number}", description=title)
+        if shown is None:
+            shown = root / REPORT
+        else:
+            write_text(shown, page)
         create_markdown_artifact(
             f"The report is one file, which needs no network:\n\n`{shown}`\n\n"
             f"[Open it]({shown.as_uri()}) on the machine that ran it.",
@@ -72,28 +88,36 @@ def publish(root: Path, names: tuple[str, ...], before: Metrics, shown: Path) ->
         )
 
 
-def metrics_markdown(now: Mapping[str, float], before: Metrics) -> str:
-    """A table of metrics: the last commit's, those before the run, and the change since."""
-    lines = [
-        "| Metric | Last commit | Before this run | Now | Change |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    names = [*now, *(name for name in before.before if name not in now)]
-    changed = 0
-    for name in sorted(names):
-        if name.partition(".")[0] in HIDDEN:
-            continue
-        old, new = before.before.get(name), now.get(name)
-        change = None if old is None or new is None else new - old
-        moved = old != new
-        changed += moved
-        cells = [_number(before.committed.get(name)), _number(old), _number(new)]
-        cells.append("" if not moved else "new" if old is None else _number(change, "+"))
-        if moved and new is not None:
-            cells[2] = f"**{cells[2]}**"
-        lines.append(f"| {name.replace('|', '&#124;')} | {' | '.join(cells)} |")
-    head = f"{changed} metrics changed in this run." if changed else "No metric changed."
-    return "\n".join([head, "", *lines])
+def metrics_markdown(now: Figures, before: Metrics) -> str:
+    """Metrics at the last commit, before the run and now: the headline, then what has changed."""
+    rows = []
+    for file, figures in now.items():
+        old = before.before.get(file, {})
+        for name in sorted({*figures, *old}):
+            if file == HEADLINE or name.partition(".")[0] not in HIDDEN:
+                values = (before.committed.get(file, {}).get(name), old.get(name))
+                rows.append((file == HEADLINE, name, *values, figures.get(name)))
+    changed = [row for row in rows if row[3] != row[4]]
+    lines = [f"{len(changed)} of {len(rows)} metrics changed in this run."]
+    headline = [_row(*row[1:]) for row in rows if row[0]]
+    if headline:
+        lines += ["", "### Headline", "", *_HEADER, *headline]
+    others = [_row(*row[1:]) for row in changed if not row[0]]
+    if others:
+        lines += ["", "### Changed" if not headline else "### Others that changed", ""]
+        lines += [*_HEADER, *others[:ROWS]]
+        if len(others) > ROWS:
+            lines += ["", f"{len(others) - ROWS} more have changed: `dvc metrics diff` has them."]
+    return "\n".join(lines)
+
+
+def _row(name: str, committed: float | None, old: float | None, new: float | None) -> str:
+    change = ""
+    if old != new:
+        change = "new" if old is None else "gone" if new is None else _number(new - old, "+")
+    now = _number(new) if old == new or new is None else f"**{_number(new)}**"
+    name = name.replace("|", "&#124;")
+    return f"| {name} | {_number(committed)} | {_number(old)} | {now} | {change} |"
 
 
 def validation_markdown(summary: Mapping[str, Any]) -> str:
@@ -122,28 +146,30 @@ def images(page: str) -> Iterator[tuple[str, str]]:
         yield unescape(text).strip() or "Plot", f"data:image/svg+xml;base64,{data}"
 
 
-def _read(root: Path, names: tuple[str, ...]) -> Iterator[Any]:
+def _read(root: Path, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for name in names:
         if name.endswith(".json") and (root / name).is_file():
-            yield json.loads((root / name).read_text(encoding="utf-8"))
+            yield name, json.loads((root / name).read_text(encoding="utf-8"))
 
 
-def _committed(root: Path, names: tuple[str, ...]) -> Iterator[Any]:
+def _committed(root: Path, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for name in names:
         if name.endswith(".json"):
             result = subprocess.run(
                 ["git", "show", f"HEAD:./{name}"], cwd=root, capture_output=True, check=False
             )
             if result.returncode == 0:
-                yield json.loads(result.stdout)
+                yield name, json.loads(result.stdout)
 
 
-def _flat(documents: Iterator[Any]) -> dict[str, float]:
+def _flat(documents: Iterable[tuple[str, Any]]) -> dict[str, dict[str, float]]:
     return {
-        name: value
-        for document in documents
-        for name, value in _leaves(document)
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        file: {
+            name: value
+            for name, value in _leaves(document)
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for file, document in documents
     }
 
 

@@ -25,6 +25,7 @@ class Node:
         name: As DVC takes it on its command line, in the project's root.
         needs: The names of the stages whose outputs it reads.
         stale: DVC says that it, or what it reads or wrote, has changed since it last ran.
+        outs: What it writes, relative to the root.
         desc: What dvc.yaml says of it.
         meta: What dvc.yaml sets for whoever runs it.
     """
@@ -32,6 +33,7 @@ class Node:
     name: str
     needs: tuple[str, ...]
     stale: bool
+    outs: tuple[str, ...] = ()
     desc: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,7 +94,10 @@ def read(directory: Path, environment: Mapping[str, str]) -> Graph:
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         raise UserError(" ".join(said or lines[-1:]) or "dvc failed", where=directory)
     found = json.loads(result.stdout)
-    nodes = [Node(**{**node, "needs": tuple(node["needs"])}) for node in found["nodes"]]
+    nodes = [
+        Node(**node | {"needs": tuple(node["needs"]), "outs": tuple(node["outs"])})
+        for node in found["nodes"]
+    ]
     return Graph(
         root=Path(found["root"]),
         cache=Path(found["cache"]),
@@ -184,6 +189,7 @@ def _ask() -> dict[str, Any]:
                 name=stage.addressing,
                 needs=tuple(sorted(other.addressing for other in graph.successors(stage))),
                 stale=stage.addressing in stale,
+                outs=tuple(os.path.relpath(out.fs_path, repo.root_dir) for out in stage.outs),
                 desc=stage.desc or "",
                 meta=stage.meta or {},
             )

@@ -5,7 +5,6 @@ python -m flows run --help      runs it here, with or without a server
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from flows import graph, parents, process, runner, stage
 from flows import workspace as workspaces
 from flows.artifacts import metrics_before, publish
 from flows.limits import gpu_limit
+from prlhf import experiments
 from prlhf.errors import UserError
 
 
@@ -83,8 +83,8 @@ def run(
     project = graph.read(directory, stage.environment())
     before = metrics_before(project.root, project.metrics)
     if not changes:
-        state = _stages(project, stage.environment(), commands, targets, parallel, timeout)
-        publish(project.root, project.metrics, before, project.root / "reports/report.html")
+        state, made = _stages(project, stage.environment(), commands, targets, parallel, timeout)
+        publish(project.root, project.metrics, before, made, None)
         return state
     graph.select(project, targets)
     with workspaces.workspace(
@@ -92,13 +92,15 @@ def run(
     ) as workspace:
         get_run_logger().info("running with %s in %s", dict(changes), workspace.path)
         copy = graph.read(workspace.path, workspace.variables)
-        state = _stages(copy, workspace.variables, commands, targets, parallel, timeout)
-        publish(copy.root, copy.metrics, before, project.root / "reports/report.html")
+        state, made = _stages(copy, workspace.variables, commands, targets, parallel, timeout)
+        kept = "-".join(filter(None, [experiment, flow_run.get_name()]))
+        report = project.root / workspaces.PLACE / "reports" / f"{kept}.html"
+        publish(copy.root, copy.metrics, before, made, report)
         if not state.is_completed():
             return state
         name = workspaces.record(
             workspace,
-            "-".join(filter(None, [experiment, flow_run.get_name()])),
+            kept,
             ", ".join(f"{key}={value}" for key, value in changes.items()),
             copy.uncached,
             commands,
@@ -120,7 +122,6 @@ def changes_of(
     """
     changes: dict[str, Any] = {}
     if experiment is not None:
-        experiments = importlib.import_module("prlhf.experiments")
         changes.update(experiments.overrides(experiment, root / "experiments"))
     changes.update(overrides or {})
     return changes
@@ -149,7 +150,8 @@ def _stages(
     targets: list[str] | None,
     parallel: int,
     timeout: float | None,
-) -> State[Any]:
+) -> tuple[State[Any], set[str]]:
+    """Run the stages; the run's state, and the outputs that are up to date now."""
     nodes = graph.select(project, targets)
     with get_client(sync_client=True) as client, gpu_limit(client):
         done = runner.run_stages(
@@ -159,4 +161,5 @@ def _stages(
             client=client,
             flow_run_id=UUID(flow_run.get_id()),
         )
-    return runner.summary(done)
+    made = {out for node in nodes if done[node.name].good for out in node.outs}
+    return runner.summary(done), made
