@@ -131,3 +131,20 @@ def test_drawings_of_a_report_carry_its_style():
     svg = base64.b64decode(url.partition(",")[2]).decode()
     assert "xmlns=" in svg
     assert ".a { fill: red }" in svg
+
+
+def test_the_table_of_metrics_has_the_headline_first_and_of_the_others_what_changed():
+    from flows.artifacts import HEADLINE, ROWS, Metrics, metrics_markdown
+
+    committed = {HEADLINE: {"pdpo.accuracy": 0.5}}
+    before = {HEADLINE: {"pdpo.accuracy": 0.75}, "m.json": {"same": 1.0, "interval.low": 1.0}}
+    many = {f"figure.{number:02}": float(number) for number in range(ROWS + 2)}
+    now = {HEADLINE: {"pdpo.accuracy": 0.5}, "m.json": {"same": 1.0, "interval.low": 2.0, **many}}
+    lines = metrics_markdown(now, Metrics(committed, before)).splitlines()
+    assert lines[0] == f"{ROWS + 3} of {ROWS + 4} metrics changed in this run."
+    assert lines[6] == "| pdpo.accuracy | 0.5 | 0.75 | **0.5** | -0.25 |"
+    rows = [line for line in lines if line.startswith("| figure.")]
+    assert len(rows) == ROWS
+    assert rows[0] == "| figure.00 |  |  | **0** | new |"
+    assert lines[-1] == "2 more have changed: `dvc metrics diff` has them."
+    assert not any("same" in line or "interval" in line for line in lines)

@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from e2e_project import PATIENCE, Project, Result
 STAGES = ["first", "side@a", "side@b", "last"]
 GOOD = """mkdir -p reports
 echo '{"score": {"mean": 0.5}}' > reports/m.json
+cat side-a.txt > reports/report.html
 """
 BAD = """echo "error: feedback.jsonl:3: is not JSON (mend it)" >&2
 exit 2
@@ -50,6 +51,9 @@ stages:
   last:
     cmd: sh last.sh
     deps: [side-a.txt, side-b.txt, last.sh]
+    outs:
+      - reports/report.html:
+          cache: false
     metrics:
       - reports/m.json:
           cache: false
@@ -85,6 +89,11 @@ class FlowProject(Project):
         [found] = self.ask("/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
         return found
 
+    def artifacts(self, name: str) -> Any:
+        """What a flow run shows of its results."""
+        body = {"artifacts": {"flow_run_id": {"any_": [self.flow_run(name)["id"]]}}}
+        return self.ask("/artifacts/filter", body)
+
     def task_runs(self, name: str, count: int = len(STAGES)) -> dict[str, Any]:
         """The task runs of a flow run, by name, once the server has taken in all of them."""
 
@@ -113,9 +122,13 @@ def make(path: Path, server: str | None) -> FlowProject:
     git(project, "init", "--quiet")
     project.run("dvc", "init", "--quiet")
     shutil.copy(ROOT / ".dvc/config", path / ".dvc/config")
-    git(project, "add", "--all")
-    git(project, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "first")
+    commit(project)
     return project
+
+
+def commit(project: Project) -> None:
+    git(project, "add", "--all")
+    git(project, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "run")
 
 
 def git(project: Project, *arguments: str) -> str:
@@ -161,6 +174,28 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+@contextlib.contextmanager
+def background(project: FlowProject, *command: str) -> Iterator[subprocess.Popen[str]]:
+    """A server or worker, with what it prints in the file `log` beside the project."""
+    quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    with project.path.with_name("log").open("a") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=project.path,
+            env=project.environment() | quiet | {"PREFECT_WORKER_QUERY_SECONDS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        try:
+            yield process
+        finally:
+            end(process)
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e_data import ROOT
 from e2e_project import PATIENCE, Project
 from flow_project import (
     BAD,
@@ -19,53 +16,14 @@ from flow_project import (
     STAGES,
     FlowProject,
     end,
-    free_port,
     git,
     gone,
-    make,
     name_of,
     slow_pid,
     wait_for,
 )
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server."""
-    host = FlowProject(tmp_path_factory.mktemp("server") / "project", ROOT / "src")
-    host.path.mkdir()
-    port = free_port()
-    log = (host.path / "log").open("w")
-    process = subprocess.Popen(
-        ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        cwd=host.path,
-        env=host.environment() | {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    try:
-        host.server = f"http://127.0.0.1:{port}/api"
-        wait_for(lambda: process.poll() is not None or host.ask("/health"))
-        assert process.poll() is None, (host / "log").read_text()
-        yield host.server
-        assert not host.network_log.exists(), host.network_log.read_text()
-    finally:
-        end(process)
-        log.close()
-
-
-@pytest.fixture(scope="module")
-def finished_flow(tmp_path_factory: pytest.TempPathFactory, server: str) -> FlowProject:
-    """A project that the flow has run in; read only."""
-    project = make(tmp_path_factory.mktemp("flow") / "project", server)
-    project.flow()
-    git(project, "add", "--all")
-    git(project, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "run")
-    return project
 
 
 @pytest.fixture
@@ -174,6 +132,12 @@ def test_a_run_with_overrides_becomes_an_experiment_and_changes_nothing(project:
     assert project.digests(*before) == before
     assert git(project, "status", "--porcelain") == ""
     assert name in project.run("dvc", "exp", "list", "--name-only").out.split()
+    # The report that the run shows is its own.
+    kept = project / f".dvc/tmp/flows/reports/{name}.html"
+    assert "alpha: 0.125 " in kept.read_text()
+    shown = {one["key"]: one["data"] for one in project.artifacts(name_of(result))}
+    assert kept.as_uri() in shown["report"]
+    assert shown["metrics"].startswith("0 of 1 metrics changed")
     project.run("dvc", "exp", "apply", name)
     assert "alpha: 0.125 " in (project / "first.txt").read_text()
     assert project.flow().out == "4 stages: 4 unchanged\n"
@@ -184,8 +148,15 @@ def test_wrong_overrides_are_told_before_anything_runs(project: FlowProject):
     assert result.errors == ["error: train.alhpa: unknown key (did you mean train.alpha?)"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("overrides", [(), ("--set", "train.alpha=0.125")])
+@pytest.mark.parametrize(
+    ("number", "overrides"),
+    [
+        (signal.SIGINT, ()),
+        (signal.SIGTERM, ()),
+        (signal.SIGKILL, ()),
+        (signal.SIGKILL, ("--set", "train.alpha=0.125")),
+    ],
+)
 def test_a_killed_run_leaves_no_process_and_the_next_goes_on(
     project: FlowProject, number: int, overrides: tuple[str, ...]
 ):
