@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from e2e_data import OTHER_ALPHA, ROOT, SMALL, clone, feedback, write_feedback
 from e2e_project import Project, Result, once
+from flow_project import FlowProject, background, commit, free_port, make, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +74,30 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def own_data(validated: Project, tmp_path: Path) -> Project:
     """A copy of `validated` to change."""
     return validated.copy_to(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prefect server."""
+    host = FlowProject(tmp_path_factory.mktemp("server") / "project", ROOT / "src")
+    host.path.mkdir()
+    port = str(free_port())
+    command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
+    with background(host, *command) as process:
+        host.server = f"http://127.0.0.1:{port}/api"
+        wait_for(lambda: process.poll() is not None or host.ask("/health"))
+        assert process.poll() is None, host.path.with_name("log").read_text()
+        yield host.server
+    assert not host.network_log.exists(), host.network_log.read_text()
+
+
+@pytest.fixture(scope="session")
+def finished_flow(tmp_path_factory: pytest.TempPathFactory, server: str) -> FlowProject:
+    """A small project that the flow has run in; read only."""
+    project = make(tmp_path_factory.mktemp("flow") / "project", server)
+    project.flow()
+    commit(project)
+    return project
 
 
 def save(path: Path, result: Result) -> None:

@@ -127,7 +127,7 @@ class Project:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("DVC_", "GIT_", "HF_", "PRLHF_", "PYTEST_", "COV_"))
+            if not name.startswith(("DVC_", "GIT_", "HF_", "PREFECT_", "PRLHF_", "PYTEST_", "COV_"))
         }
         state = self.path.parent / "state"
         return kept | {
@@ -139,6 +139,7 @@ class Project:
             "DVC_SITE_CACHE_DIR": str(state / "site"),
             "DVC_GLOBAL_CONFIG_DIR": str(state / "global"),
             "DVC_SYSTEM_CONFIG_DIR": str(state / "system"),
+            "PREFECT_HOME": str(state / "prefect"),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CEILING_DIRECTORIES": str(self.path.parent),

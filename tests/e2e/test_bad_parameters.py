@@ -17,7 +17,7 @@ def line_of(project: Project, text: str) -> int:
 
 
 def test_every_mistake_is_named_with_its_line_and_what_was_meant(own_data: Project):
-    own_data.edit("params.yaml", lambda text: text.replace("\n  lora_lr:", "\n  lora_rl:"))
+    own_data.edit("params.yaml", lambda text: text.replace("\n  lora_lr:", "\n  lora_rl:", 1))
     own_data.set({"seed": "seven", "data.label_noise": 0.9, "train.loss": "sigmoyd"})
     noise, rate = line_of(own_data, "  label_noise:"), line_of(own_data, "  lora_rl:")
     loss = line_of(own_data, "  loss:")

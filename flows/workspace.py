@@ -1,0 +1,195 @@
+"""A run with other parameters has a workspace of its own, and becomes a DVC experiment.
+
+The user's files are only read. What runs is a Git clone with the files as they are now, committed
+or not, and DVC's cache of the project, in `.dvc/tmp/flows/<key>`. A run with the same changes finds
+the same workspace again, and goes on in it after a failure or a kill; a success removes it, since
+everything is then in the experiment and in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configobj import ConfigObj
+
+from flows.process import Commands
+from flows.stage import DVC, environment
+from prlhf.errors import UserError
+from prlhf.io import content_hash, write_text
+from prlhf.params.overrides import overridden
+
+PARAMS = "params.yaml"
+PLACE = Path(".dvc/tmp/flows")
+LINKS = "reflink,hardlink,symlink,copy"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A copy of a project to run in.
+
+    Attributes:
+        root: The project.
+        clone: The Git clone.
+        path: The project in the clone.
+        variables: The environment for commands in it.
+    """
+
+    root: Path
+    clone: Path
+    path: Path
+    variables: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def workspace(
+    root: Path,
+    cache: Path,
+    changes: Mapping[str, Any],
+    commands: Commands,
+    on_line: Callable[[str], None],
+) -> Iterator[Workspace]:
+    """Make a workspace with some parameters changed. It stays; `remove` removes it.
+
+    Args:
+        root: The project.
+        cache: Its DVC cache.
+        changes: Dotted key -> value.
+        commands: What ends the processes.
+        on_line: Called with what DVC says.
+
+    Raises:
+        UserError: The changes are wrong, Git has no commit to start from, or a run with the same
+            changes is going on.
+    """
+    text = overridden(root / PARAMS, changes)
+    top, head = _git_state(root)
+    key = content_hash(json.dumps(changes, sort_keys=True))
+    clone = root / PLACE / key
+    clone.parent.mkdir(parents=True, exist_ok=True)
+    # The system drops the lock with the process that holds it, however that ends.
+    with clone.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                "a run with the same changes is going on", where=clone, fix="wait for its end"
+            ) from None
+        made = Workspace(
+            root, clone, clone / root.relative_to(top), environment(clone / root.relative_to(top))
+        )
+        _populate(made, top, head)
+        write_text(made.path / PARAMS, text)
+        _configure(made, cache)
+        status = commands.run(
+            [*DVC, "checkout", "--quiet", "--force", "--allow-missing"],
+            cwd=made.path,
+            environment=made.variables,
+            on_line=on_line,
+        )
+        if status:
+            raise UserError("dvc checkout failed", where=made.path, fix="see the log")
+        yield made
+
+
+def record(
+    made: Workspace,
+    name: str,
+    message: str,
+    uncached: Sequence[str],
+    commands: Commands,
+    on_line: Callable[[str], None],
+) -> str:
+    """Save a workspace as a DVC experiment of the project; return the experiment's name.
+
+    Args:
+        made: The workspace.
+        name: The experiment's name; what Git does not take becomes hyphens.
+        message: Of the experiment's commit.
+        uncached: Outputs that the commit has to hold, since DVC's cache does not.
+        commands: What ends the processes.
+        on_line: Called with what DVC says.
+
+    Raises:
+        UserError: DVC or Git failed.
+    """
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
+    also = [f"--include-untracked={path}" for path in uncached if (made.path / path).exists()]
+    status = commands.run(
+        [*DVC, "exp", "save", "--quiet", "--force", "--name", name, "--message", message, *also],
+        cwd=made.path,
+        environment=made.variables,
+        on_line=on_line,
+    )
+    refs = _git(made.clone, "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    found = [ref for ref in refs if ref.rpartition("/")[2] == name and "/exec/" not in ref]
+    if status or not found:
+        raise UserError("dvc exp save failed", where=made.path, fix="see the log")
+    _git(made.root, "fetch", "--quiet", "--no-tags", str(made.clone), f"+{found[0]}:{found[0]}")
+    return name
+
+
+def remove(made: Workspace) -> None:
+    """Delete a workspace."""
+    shutil.rmtree(made.clone, ignore_errors=True)
+
+
+def _git_state(root: Path) -> tuple[Path, str]:
+    try:
+        top = Path(_git(root, "rev-parse", "--show-toplevel").strip())
+        return top, _git(root, "rev-parse", "HEAD").strip()
+    except UserError:
+        raise UserError(
+            "a run with other parameters becomes a DVC experiment, which needs a Git commit",
+            where=root,
+            fix="commit first, or change params.yaml and run without overrides",
+        ) from None
+
+
+def _populate(made: Workspace, top: Path, head: str) -> None:
+    """Bring the clone to the files of the project as they are, committed or not."""
+    if not (made.clone / ".git").is_dir():
+        shutil.rmtree(made.clone, ignore_errors=True)
+        _git(top, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(made.clone))
+    _git(made.clone, "checkout", "--quiet", "--force", "--detach", head)
+    _git(made.clone, "clean", "--quiet", "-d", "--force")
+    changed = _git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD")
+    added = _git(top, "ls-files", "--others", "--exclude-standard", "-z")
+    for name in filter(None, f"{changed}{added}".split("\0")):
+        source, target = top / name, made.clone / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+        elif not source.exists():
+            target.unlink(missing_ok=True)
+
+
+def _configure(made: Workspace, cache: Path) -> None:
+    """The project's own settings, its cache, and links to it in the place of copies."""
+    config = ConfigObj(str(made.root / ".dvc/config.local"), encoding="utf-8")
+    config.merge({"cache": {"dir": str(cache), "type": LINKS}})
+    config.filename = str(made.path / ".dvc/config.local")
+    config.write()
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments],
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["git failed"]
+        raise UserError(f"git {arguments[0]}: {lines[-1]}", where=directory)
+    return result.stdout
