@@ -24,7 +24,7 @@ from flow_project import (
 )
 
 pytestmark = pytest.mark.e2e
-WORKER = ("prefect", "worker", "start", "--pool", "prlhf")
+WORKER = ("prefect", "worker", "start", "--pool", "prlhf", "--type", "process")
 INBOX = """
   more:
     cmd: cp -r data/feedback more
@@ -39,9 +39,14 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, server: str) -> FlowProje
     project = make(tmp_path_factory.mktemp("deployed") / "project", server)
     project.flow()
     commit(project)
-    project.run("prefect", "work-pool", "create", "prlhf", "--type", "process")
-    project.run("prefect", "--no-prompt", "deploy", "--all")
-    project.run("prefect", "deployment", "schedule", "pause", "--all")
+    # The worker makes the pool. `prefect work-pool create` would have the server look for kinds of
+    # workers on the network.
+    with background(project, *WORKER):
+        wait_for(
+            lambda: "prlhf" in [pool["name"] for pool in project.ask("/work_pools/filter", {})]
+        )
+        project.run("prefect", "--no-prompt", "deploy", "--all")
+        project.run("prefect", "deployment", "schedule", "pause", "--all")
     return project
 
 
