@@ -164,9 +164,14 @@ def wait_for(condition: Callable[[], Any]) -> Any:
         time.sleep(0.1)
 
 
-def slow_pid(project: Project) -> int:
-    """The process that `SLOW` waits for."""
-    return wait_for(lambda: int((project / "slow.pid").read_text()))
+def slow_pid(project: Project, process: subprocess.Popen[str] | None = None) -> int:
+    """The process that `SLOW` waits for; `process` is to start it, and must not end before."""
+
+    def found() -> int:
+        assert process is None or process.poll() is None, process.communicate()
+        return int((project / "slow.pid").read_text())
+
+    return wait_for(found)
 
 
 def gone(pid: int) -> bool:

@@ -168,7 +168,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_goes_on(
         root = wait_for(lambda: next((project / ".dvc/tmp/flows").glob("*/slow.pid"), None))
         place = Project(root.parent)
     try:
-        pid = slow_pid(place)
+        pid = slow_pid(place, process)
         os.kill(process.pid, number)
         _, err = process.communicate(timeout=PATIENCE)
     finally:

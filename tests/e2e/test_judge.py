@@ -98,4 +98,6 @@ def test_a_judgement_that_was_stopped_goes_on_with_what_is_missing(
     before = len(server.requests)
     judged.run("prlhf", "judge")
     details = judged.json("data/judged/judge.json")["details"]["llm"]
-    assert len(server.requests) - before == details["requests"] - kept
+    # Of the two requests of the command that was killed, one may have come in late.
+    late = len(server.requests) - before - (details["requests"] - kept)
+    assert late in ((0, 1) if number == signal.SIGKILL else (0,))
