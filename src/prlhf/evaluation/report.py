@@ -172,6 +172,8 @@ def _describe(params: Mapping[str, Any], name: str, personalised: bool) -> str:
     told = "; told what the user says, too" if look_up(params, "methods", name, "text") else ""
     if kind == "cluster":
         return f"each user is a mixture of a few learned user types{told}"
+    if kind == "group":
+        return f"a model for each known group of users{told}"
     if kind == "uniform" and told:
         return "one model for everyone, tuned on all choices; told what the user says"
     if personalised:

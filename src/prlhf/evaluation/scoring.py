@@ -54,7 +54,7 @@ def score_pairs(
         unseen.assign(split="unseen", condition="generic", scored_as=GENERIC),
     ]
     pairs = pd.concat(parts, ignore_index=True)
-    if lm.user_model.tokens == 0:
+    if not lm.user_model.tells_apart:
         pairs["scored_as"] = GENERIC
     stated = lm.encoder.user_texts(pairs)
     logps = _logps(lm, pairs, stated, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prlhf.errors import UserError
+from prlhf.models.user_model import ONE_ADAPTER
 
 # Names that attention projections go by in the architectures of transformers.
 ATTENTION = frozenset(
@@ -106,3 +108,39 @@ def add_lora(
     # PEFT holds a set, and would write it in an order that differs from process to process.
     saved.target_modules = sorted(saved.target_modules or ())
     return cast(PeftModel, wrapped)
+
+
+def save_adapters(model: PeftModel, directory: Path) -> None:
+    """Write every adapter in PEFT's own format, where `adapter_path` says."""
+    # Whether to save embeddings too is otherwise asked of the hub; LoRA leaves them alone.
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+    # PEFT adds a model-card template with nothing in it.
+    (directory / "README.md").unlink(missing_ok=True)
+
+
+def adapter_path(directory: Path, name: str) -> Path:
+    """Where PEFT keeps an adapter of a saved model: the only one on top, named ones below."""
+    return directory if name == ONE_ADAPTER else directory / name
+
+
+def load_adapters(
+    model: PreTrainedModel, directory: Path, names: Sequence[str]
+) -> PreTrainedModel | PeftModel:
+    """The model with the adapters of a model directory; without any, the model itself.
+
+    Raises:
+        UserError: an adapter besides the only one is missing.
+    """
+    wrapped: PeftModel | None = None
+    for name in names:
+        path = adapter_path(directory, name)
+        if not (path / "adapter_config.json").is_file():
+            # PEFT would go on to look for it on the hub.
+            if name == ONE_ADAPTER:
+                return model
+            raise UserError("no adapter here", where=path, fix="train the method again")
+        if wrapped is None:
+            wrapped = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+        else:
+            wrapped.load_adapter(str(path), name)
+    return model if wrapped is None else wrapped

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from prlhf.io import read_json, write_json
 from prlhf.models.base import BaseModel, Encoder, load_base
 from prlhf.models.generation import Completion, Sampling, complete
 from prlhf.models.logps import check_head, softcap_of, sum_by_owner, token_logps
+from prlhf.models.lora import load_adapters, save_adapters
 from prlhf.models.packing import (
     Packed,
     Row,
@@ -116,8 +119,22 @@ class PersonalizedLM(nn.Module):
 
     @property
     def personalised(self) -> bool:
-        """Whether users differ for the model: by tokens of their own, or by what they say."""
-        return self.user_model.tokens > 0 or self.encoder.reads_text
+        """Whether users differ for the model: by who they are, or by what they say."""
+        return self.user_model.tells_apart or self.encoder.reads_text
+
+    def by_adapter(self, users: Sequence[int]) -> Iterator[list[int]]:
+        """Positions of the users whom one adapter serves, with that adapter switched on."""
+        names = self.user_model.adapters
+        if len(names) == 1:
+            yield list(range(len(users)))
+            return
+        served: dict[str, list[int]] = {name: [] for name in names}
+        for position, user in enumerate(users):
+            served[self.user_model.adapter(user)].append(position)
+        for name, positions in served.items():
+            if positions:
+                cast(PeftModel, self.lm).set_adapter(name, inference_mode=True)
+                yield positions
 
     def pack(self, rows: Sequence[Row]) -> Packed:
         """Rows as one batch, prompts shared between a row's responses where the model can."""
@@ -129,7 +146,7 @@ class PersonalizedLM(nn.Module):
         """Log-probabilities of every response of the batch, in row order.
 
         Args:
-            batch: rows packed by `pack`, on this model's device.
+            batch: rows packed by `pack`, on this model's device, all for the adapter in use.
             features: also return each response's mean hidden state and last token.
         """
         hidden = self.hidden(batch)
@@ -180,27 +197,49 @@ class PersonalizedLM(nn.Module):
     ) -> Scores:
         """`forward` over any number of rows, batched by length; results on the CPU, in order."""
         self.eval()
-        rows = bounded(rows)
-        starts = [0]
-        for row in rows:
-            starts.append(starts[-1] + len(row.responses))
-        logps = torch.empty(starts[-1])
-        tokens = torch.empty(starts[-1], dtype=torch.long)
-        last = torch.empty(starts[-1]) if features else None
-        pooled = torch.empty(starts[-1], self.base.hidden_size) if features else None
-        lengths = [row.length(self.user_model.tokens) for row in rows]
-        batches = batches_by_length(lengths, max_rows=max_rows, max_positions=max_positions)
-        with Progress(total=len(rows), label=label, unit="rows") as progress:
-            for chosen in batches:
-                part = self(self.pack([rows[i] for i in chosen]).to(self.device), features=features)
-                where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
-                logps[where] = part.logps.cpu()
-                tokens[where] = part.tokens.cpu()
-                if pooled is not None and last is not None:
-                    last[where] = part.last.cpu()
-                    pooled[where] = part.features.cpu()
-                progress.advance(len(chosen))
+        responses = sum(len(row.responses) for row in rows)
+        logps = torch.empty(responses)
+        tokens = torch.empty(responses, dtype=torch.long)
+        last = torch.empty(responses) if features else None
+        pooled = torch.empty(responses, self.base.hidden_size) if features else None
+        limits = {"max_rows": max_rows, "max_positions": max_positions}
+        for batch, where in self.batches(rows, label=label, **limits):
+            part = self(batch, features=features)
+            logps[where] = part.logps.cpu()
+            tokens[where] = part.tokens.cpu()
+            if pooled is not None and last is not None:
+                last[where] = part.last.cpu()
+                pooled[where] = part.features.cpu()
         return Scores(logps, tokens, pooled, last=last)
+
+    def batches(
+        self, rows: Sequence[Row], *, label: str, max_rows: int, max_positions: int
+    ) -> Iterator[tuple[Packed, Tensor]]:
+        """Any number of rows in packed batches of similar length, with progress shown.
+
+        Each comes while the adapter is in use that serves its users.
+
+        Args:
+            rows: what is to go through the model.
+            label: shown with the progress.
+            max_rows, max_positions: see `prlhf.models.packing.batches_by_length`.
+
+        Yields:
+            A batch on this model's device, and where its responses are among those of all rows,
+            int64.
+        """
+        rows = bounded(rows)
+        starts = list(itertools.accumulate((len(row.responses) for row in rows), initial=0))
+        lengths = [row.length(self.user_model.tokens) for row in rows]
+        with Progress(total=len(rows), label=label, unit="rows") as progress:
+            for served in self.by_adapter([row.user_index for row in rows]):
+                for members in batches_by_length(
+                    [lengths[i] for i in served], max_rows=max_rows, max_positions=max_positions
+                ):
+                    chosen = [served[i] for i in members]
+                    where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
+                    yield self.pack([rows[i] for i in chosen]).to(self.device), where
+                    progress.advance(len(chosen))
 
     # -- use -------------------------------------------------------------------------------------
 
@@ -210,6 +249,11 @@ class PersonalizedLM(nn.Module):
         embeds = self.causal_lm.get_input_embeddings()(ids)
         users = self.user_model(torch.tensor([user_index], device=self.device))[0]
         return torch.cat([users.to(embeds.dtype), embeds])
+
+    def _prefix_of(
+        self, users: Sequence[int], prompts: Sequence[Sequence[int]], row: int
+    ) -> Tensor:
+        return self.prefix(users[row], prompts[row])
 
     def complete(
         self,
@@ -234,16 +278,21 @@ class PersonalizedLM(nn.Module):
             self.encoder.prompt(prompt, text)
             for (_, prompt), text in zip(requests, texts, strict=True)
         ]
-        return complete(
-            cast(PreTrainedModel, self.lm),
-            [self.user_model.tokens + len(prompt) for prompt in prompts],
-            lambda row: self.prefix(requests[row][0], prompts[row]),
-            sampling=sampling,
-            eos=self.encoder.eos,
-            seed=seed,
-            batch_size=batch_size,
-            label=label,
-        )
+        done: dict[int, Completion] = {}
+        for served in self.by_adapter([user for user, _ in requests]):
+            users, theirs = [requests[i][0] for i in served], [prompts[i] for i in served]
+            completions = complete(
+                cast(PreTrainedModel, self.lm),
+                [self.user_model.tokens + len(prompt) for prompt in theirs],
+                partial(self._prefix_of, users, theirs),
+                sampling=sampling,
+                eos=self.encoder.eos,
+                seed=seed,
+                batch_size=batch_size,
+                label=label,
+            )
+            done.update(zip(served, completions, strict=True))
+        return [done[i] for i in range(len(requests))]
 
     def generate(
         self,
@@ -294,14 +343,12 @@ class PersonalizedLM(nn.Module):
     def save_pretrained(self, directory: Path) -> None:
         """Write adapter, user model and card to an existing directory.
 
-        The adapter is PEFT's own format, so `peft.PeftModel.from_pretrained` loads it as well. The
-        card points to the base model relative to `directory`, or to a sibling that replaces it.
+        The adapter is PEFT's own format, so `peft.PeftModel.from_pretrained` loads it as well;
+        those of groups are in directories of their own (`group_0`, ...). The card points to the
+        base model relative to `directory`, or to a sibling that replaces it.
         """
         if isinstance(self.lm, PeftModel):
-            # Whether to save embeddings too is otherwise asked of the hub; LoRA leaves them alone.
-            self.lm.save_pretrained(str(directory), save_embedding_layers=False)
-            # PEFT adds a model-card template with nothing in it.
-            (directory / "README.md").unlink(missing_ok=True)
+            save_adapters(self.lm, directory)
         save_user_model(
             self.user_model,
             directory,
@@ -342,13 +389,12 @@ class PersonalizedLM(nn.Module):
         card = read_card(directory)
         base_path = Path(base) if base else Path(os.path.normpath(directory / card["base"]["path"]))
         loaded = load_base(base_path, dtype)
-        lm: PreTrainedModel | PeftModel = loaded.model
-        if (directory / "adapter_config.json").is_file():
-            lm = PeftModel.from_pretrained(loaded.model, str(directory))
+        user_model = load_user_model(directory)
+        lm = load_adapters(loaded.model, directory, user_model.adapters)
         encoder = Encoder(loaded.tokenizer, **card["tokens"])
         known = {"format", "base", "tokens", "users", "user_model"}
         about = {key: value for key, value in card.items() if key not in known}
-        model = cls(loaded, lm, load_user_model(directory), encoder, about)
+        model = cls(loaded, lm, user_model, encoder, about)
         model.requires_grad_(False)
         return model.eval()
 

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from prlhf.data.contract import canonical_prompt
 from prlhf.errors import UserError
-from prlhf.models.packing import Packed, Row, batches_by_length, bounded
+from prlhf.models.packing import Packed, Row
 from prlhf.models.personalized import PersonalizedLM, Prompt
 from prlhf.models.user_model import UserModel
-from prlhf.progress import Progress
 
 HEAD = "reward_head.safetensors"
 
@@ -98,19 +97,11 @@ class PersonalizedRewardModel(nn.Module):
     ) -> Tensor:
         """Rewards of any number of rows, batched by length: float32 [R] on the CPU, in order."""
         self.eval()
-        rows = bounded(rows)
-        starts = [0]
-        for row in rows:
-            starts.append(starts[-1] + len(row.responses))
-        rewards = torch.empty(starts[-1])
-        lengths = [self._read_whole(row).length(self.user_model.tokens) for row in rows]
-        batches = batches_by_length(lengths, max_rows=max_rows, max_positions=max_positions)
-        with Progress(total=len(rows), label=label, unit="rows") as progress:
-            for chosen in batches:
-                part = self(self.pack([rows[i] for i in chosen]).to(self.device))
-                where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
-                rewards[where] = part.rewards.float().cpu()
-                progress.advance(len(chosen))
+        rewards = torch.empty(sum(len(row.responses) for row in rows))
+        whole = [self._read_whole(row) for row in rows]
+        limits = {"max_rows": max_rows, "max_positions": max_positions}
+        for batch, where in self.lm.batches(whole, label=label, **limits):
+            rewards[where] = self(batch).rewards.float().cpu()
         return rewards
 
     # -- use -------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """User models: from a user's index to the soft-prompt embeddings in front of their prompts.
 
-Index 0 is the generic user `u_0`, which stands for everybody unknown; seen users are 1..N. The
-three preference assumptions are those of the paper (section 4.2, examples 1 to 3). Per-user tables
+Index 0 is the generic user `u_0`, which stands for everybody unknown; seen users are 1..N. Three
+preference assumptions are those of the paper (section 4.2, examples 1 to 3); the fourth, known
+groups, has no embeddings but adapters of the language model. Per-user tables
 are `nn.Embedding(sparse=True)`, so that a step's gradient, and the row-wise optimiser that consumes
 it (`prlhf.training.optim`), touch the rows of the batch's users and no others. Their row 0 stays
 zero: it lets users and generic user mix in one lookup without a look at the indices on the host.
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 GENERIC = 0
+
+ONE_ADAPTER = "default"
+"""PEFT's name of an adapter that is the only one."""
 
 
 class UserModel(nn.Module, ABC):
@@ -40,6 +44,20 @@ class UserModel(nn.Module, ABC):
     def index(self, user_id: str | None) -> int:
         """The index of a user by the caller's own id; the generic one for strangers and None."""
         return GENERIC if user_id is None else self._index.get(user_id, GENERIC)
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the model can answer one user otherwise than another."""
+        return self.tokens > 0
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the language model's adapters; users share one unless they are of groups."""
+        return [ONE_ADAPTER]
+
+    def adapter(self, user_index: int) -> str:
+        """Which of `adapters` serves a user."""
+        return ONE_ADAPTER
 
     @abstractmethod
     def forward(self, user_index: Tensor) -> Tensor:
@@ -157,6 +175,46 @@ class ClusterUserModel(UserModel):
         }
 
 
+class GroupUserModel(UserModel):
+    """Groups of users are known, and each has an adapter of the language model to itself.
+
+    No user tokens: a model for every group, and what a user model without that knowledge is to be
+    measured against. The generic user is served by the adapter of the largest group.
+
+    Args:
+        groups: names, the largest group first.
+    """
+
+    kind = "group"
+
+    def __init__(
+        self, users: Sequence[str], tokens: int, dim: int, *, groups: Sequence[str]
+    ) -> None:
+        super().__init__(users, 0, dim)
+        self.groups = list(groups)
+        self.members: Tensor
+        # Position in `groups` of each user, row 0 the generic user's.
+        self.register_buffer("members", torch.zeros(len(users) + 1, dtype=torch.long))
+
+    @property
+    def tells_apart(self) -> bool:
+        return len(self.groups) > 1
+
+    @property
+    def adapters(self) -> list[str]:
+        # PEFT takes no dots in names, and groups may be called anything.
+        return [f"group_{position}" for position in range(len(self.groups))]
+
+    def adapter(self, user_index: int) -> str:
+        return self.adapters[int(self.members[user_index])]
+
+    def forward(self, user_index: Tensor) -> Tensor:
+        return torch.zeros(len(user_index), 0, self.dim, device=user_index.device)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "groups": self.groups}
+
+
 def _rows(table: nn.Embedding, user_index: Tensor, generic: Tensor) -> Tensor:
     """Rows [B, D] of `table`, with `generic` [D] in place of row 0."""
     known = (user_index != GENERIC).unsqueeze(-1)
@@ -164,7 +222,8 @@ def _rows(table: nn.Embedding, user_index: Tensor, generic: Tensor) -> Tensor:
 
 
 KINDS: dict[str, type[UserModel]] = {
-    model.kind: model for model in (UniformUserModel, IndividualUserModel, ClusterUserModel)
+    model.kind: model
+    for model in (UniformUserModel, IndividualUserModel, ClusterUserModel, GroupUserModel)
 }
 
 

@@ -83,6 +83,11 @@ class Params(Section):
                 "reward_models",
                 f"names {', '.join(unknown)}, but methods has {listed(self.methods)}",
             )
+        if grouped := [name for name in names if self.methods[name].kind == "group"]:
+            raise conflict(
+                "reward_models",
+                f"names {grouped[0]}, whose kind is group: a reward model has one adapter",
+            )
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise conflict("reward_models", f"names {', '.join(twice)} more than once")
         if taken := [name for name in names if f"reward_{name}" in self.methods]:

@@ -58,9 +58,11 @@ class PretrainParams(Section):
 class MethodParams(Section):
     """`methods.<name>`: a model that can be trained."""
 
-    kind: Literal["uniform", "individual", "cluster"] = Field(
+    kind: Literal["uniform", "individual", "cluster", "group"] = Field(
         description="The preference assumption. `uniform`: no user tokens, plain DPO; "
-        "`individual`: an offset per user; `cluster`: a mixture of K cluster embeddings per user."
+        "`individual`: an offset per user; `cluster`: a mixture of K cluster embeddings per user; "
+        "`group`: no user tokens, but an adapter for each known group of users, each trained for "
+        "as many steps as the other methods."
     )
     text: bool = Field(
         description="Whether it reads `user_text`, what is known of the user in words, in front of "

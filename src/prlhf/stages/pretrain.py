@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 
 from prlhf.io import atomic_path, read_parquet, write_json
-from prlhf.models.base import Encoder, load_base
+from prlhf.models.base import load_base
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
+from prlhf.training.adapted import encoder_of
 from prlhf.training.pairs import encode_pairs
 from prlhf.training.pretrain import Examples, RewardOptions, train_reward_model
 from prlhf.training.pretrained import Pretrained, variant
@@ -94,14 +95,9 @@ def run(
         report["loss"] = {}
         wanted = {(methods[name].kind, methods[name].text) for name in compare.trained}
         for kind, text in sorted(wanted):
-            if kind == "uniform":
+            if kind in ("uniform", "group"):
                 continue
-            encoder = Encoder(
-                base.tokenizer,
-                tokens.max_prompt,
-                tokens.max_response,
-                tokens.max_user_text if text else None,
-            )
+            encoder = encoder_of(base, tokens, text=text)
             pairs = encode_pairs(
                 tables["train"], reference.logps, encoder, reference_text=tokens.reference_text
             )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import pandas as pd
+
 from prlhf.data.contract import require_stated
 from prlhf.io import atomic_path, read_parquet, write_text
-from prlhf.models.base import Encoder, load_base
-from prlhf.models.lora import add_lora
+from prlhf.models.base import load_base
 from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.user_model import UniformUserModel, UserModel
+from prlhf.training.adapted import adapted, encoder_of
 from prlhf.training.checkpoints import ROOT, run_key
 from prlhf.training.finetune import discard, finetune
-from prlhf.training.pairs import encode_pairs
+from prlhf.training.groups import group_user_model, train_groups
+from prlhf.training.pairs import Pair, encode_pairs
 from prlhf.training.pretrained import load_pretrained
 from prlhf.training.reference import load_reference
 
@@ -40,7 +45,8 @@ def run(
     """Write `models/<name>` and `reports/curves/<name>.csv`.
 
     Raises:
-        UserError: the model has no layer for LoRA, or the method reads texts that nobody wrote.
+        UserError: the model has no layer for LoRA, the method reads texts that nobody wrote,
+            or it is of groups and nobody is of one.
     """
     tables = {
         split: read_parquet(PREPARED / f"{split}.parquet") for split in ("train", "validation")
@@ -54,45 +60,62 @@ def run(
         "train": train.model_dump(),
         "method": method.model_dump(),
     }
-    inputs = [BASE, PREPARED / "train.parquet", PREPARED / "validation.parquet"]
+    inputs = [BASE, *(PREPARED / f"{table}.parquet" for table in ("train", "validation", "users"))]
     key = run_key(settings, [*inputs, REFERENCE, PRETRAINED])
     checkpoints = ROOT / f"{name}-{key}"
 
     base = load_base(BASE, model.dtype)
-    user_model = load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text)
-    encoder = Encoder(
-        base.tokenizer,
-        tokens.max_prompt,
-        tokens.max_response,
-        tokens.max_user_text if method.text else None,
-    )
-    lora = train.lora
-    adapted = add_lora(
-        base.model,
-        rank=lora.r,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        targets=lora.targets,
-        base_name=str(base.source.get("name", "base")),
-        seed=seed,
-    )
-    about = {"method": name, "objective": train.model_dump(include={"alpha", "beta", "loss"})}
-    lm = PersonalizedLM(base, adapted, user_model, encoder, about)
+    encoder = encoder_of(base, tokens, text=method.text)
     reference = load_reference(REFERENCE)
     pairs = {
         split: encode_pairs(table, reference.logps, encoder, reference_text=tokens.reference_text)
         for split, table in tables.items()
     }
-    curves = finetune(
-        lm,
-        train,
-        train_pairs=pairs["train"],
-        eval_pairs=pairs["validation"],
-        checkpoints=checkpoints,
-        seed=seed,
-        label=f"train {name}",
-    )
+    objective = train.model_dump(include={"alpha", "beta", "loss"})
+
+    def fresh(user_model: UserModel) -> PersonalizedLM:
+        return adapted(
+            base,
+            user_model,
+            encoder,
+            train.lora,
+            seed=seed,
+            where="train.lora.targets",
+            about={"method": name, "objective": objective},
+        )
+
+    def fit(
+        lm: PersonalizedLM,
+        train_pairs: Sequence[Pair],
+        eval_pairs: Sequence[Pair],
+        part: str = "",
+        group: str = "",
+    ) -> pd.DataFrame:
+        return finetune(
+            lm,
+            train,
+            train_pairs=train_pairs,
+            eval_pairs=eval_pairs,
+            checkpoints=checkpoints / part,
+            seed=seed,
+            label=f"train {name}: {group}" if group else f"train {name}",
+        )
+
     with atomic_path(Path("models") / name, directory=True) as directory:
+        if method.kind == "group":
+            users = read_parquet(PREPARED / "users.parquet")
+            groups = group_user_model(users, base.hidden_size, f"params.yaml: methods.{name}.kind")
+            lm, curves = train_groups(
+                groups,
+                pairs,
+                fresh=lambda: fresh(UniformUserModel(groups.users, 0, base.hidden_size)),
+                fit=fit,
+                directory=directory,
+            )
+        else:
+            start = load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text)
+            lm = fresh(start)
+            curves = fit(lm, pairs["train"], pairs["validation"])
         lm.save_pretrained(directory)
     write_text(CURVES / f"{name}.csv", curves.to_csv(index=False, lineterminator="\n"))
     discard(checkpoints)

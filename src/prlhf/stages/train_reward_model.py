@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from prlhf.data.contract import require_stated
 from prlhf.io import atomic_path, read_parquet, write_json, write_text
-from prlhf.models.base import Encoder, load_base
-from prlhf.models.lora import add_lora
-from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.base import load_base
 from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.progress import say
+from prlhf.training.adapted import adapted, encoder_of
 from prlhf.training.checkpoints import ROOT, run_key
 from prlhf.training.finetune import discard
 from prlhf.training.pretrained import load_pretrained
@@ -67,26 +66,17 @@ def run(
         require_stated(tables["train"]["user_text"], f"params.yaml: methods.{name}.text")
 
     base = load_base(BASE, model.dtype)
-    encoder = Encoder(
-        base.tokenizer,
-        tokens.max_prompt,
-        tokens.max_response,
-        tokens.max_user_text if method.text else None,
-    )
-    lora = train.lora
-    adapted = add_lora(
-        base.model,
-        rank=lora.r,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        targets=lora.targets,
-        base_name=str(base.source.get("name", "base")),
+    encoder = encoder_of(base, tokens, text=method.text)
+    lm = adapted(
+        base,
+        load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text),
+        encoder,
+        train.lora,
         seed=seed,
         where="train_reward_model.lora.targets",
+        about={"reward_model": name, "objective": {"alpha": train.alpha}},
     )
-    users = load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text)
-    about = {"reward_model": name, "objective": {"alpha": train.alpha}}
-    reward_model = PersonalizedRewardModel(PersonalizedLM(base, adapted, users, encoder, about))
+    reward_model = PersonalizedRewardModel(lm)
     label = f"train_reward_model {name}"
     curves = fit_reward_model(
         reward_model,
