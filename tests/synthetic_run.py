@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from prlhf.io import atomic_path, content_hash, write_json, write_parquet, write_text
-from prlhf.training.reference import Reference, distinct_texts, save_reference, text_key
+from prlhf.training.reference import distinct_texts
+from prlhf.training.reference_files import Reference, save_reference, text_key
 
 SUBJECTS = ("tea", "rain", "shoes", "sleep", "bread", "trains", "owls", "paint", "maps", "soap")
 PROSE = """

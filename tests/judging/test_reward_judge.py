@@ -10,7 +10,7 @@ import torch
 from prlhf.errors import UserError
 from prlhf.evaluation.reward_judge import CrossFitted, Features, RewardJudge, cross_fit
 from prlhf.training.pretrain import RewardOptions
-from prlhf.training.reference import text_key
+from prlhf.training.reference_files import text_key
 
 OPTIONS = RewardOptions(
     alpha=1.0, rank=3, steps=60, lr=0.1, l2=0.001, clusters=2, max_clusters=2, generic_pull=0.0

@@ -18,7 +18,7 @@ from prlhf.data.contract import canonical_prompt
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.pairs import Pair, PairCollator, encode_pairs
-from prlhf.training.reference import text_key
+from prlhf.training.reference_files import text_key
 from prlhf.training.trainer import Objective, conditions, pair_losses
 
 PAIRS = some_pairs(5, weights=True)

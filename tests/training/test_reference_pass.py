@@ -27,13 +27,8 @@ from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM, Scores
 from prlhf.models.user_model import GENERIC
 from prlhf.training.pairs import encode_pairs
-from prlhf.training.reference import (
-    distinct_texts,
-    load_reference,
-    reference_pass,
-    save_reference,
-    text_key,
-)
+from prlhf.training.reference import distinct_texts, reference_pass
+from prlhf.training.reference_files import load_reference, save_reference, text_key
 
 PROMPTS = [canonical_prompt(text) for text in ("Why?", "How does it work?")]
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from prlhf.data.randomness import shuffled
 from prlhf.errors import UserError
 from prlhf.training.pretrain import Examples, RewardModel, RewardOptions, train_reward_model
-from prlhf.training.reference import text_key
+from prlhf.training.reference_files import text_key
 
 if TYPE_CHECKING:
     import pandas as pd

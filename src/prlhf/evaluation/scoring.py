@@ -12,7 +12,7 @@ from torch import Tensor
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import GENERIC, UserModel
-from prlhf.training.reference import text_key
+from prlhf.training.reference_files import text_key
 
 MOST_MAPPED = 2000
 """Users on the map; more are thinned out evenly."""

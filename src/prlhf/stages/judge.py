@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from prlhf.errors import UserError
 from prlhf.evaluation.comparisons import column_of, comparisons, judge_choices, some_users
@@ -142,7 +143,7 @@ def _reward_judge(params: RewardJudgeParams, names: list[str], seed: int) -> Jud
 
     from prlhf.evaluation.reward_judge import Features, RewardJudge, cross_fit
     from prlhf.training.pretrain import RewardOptions
-    from prlhf.training.reference import load_reference, text_key
+    from prlhf.training.reference_files import load_reference, text_key
 
     reference = load_reference(REFERENCE)
     features = Features(reference.rows, reference.features)
@@ -163,10 +164,7 @@ def _reward_judge(params: RewardJudgeParams, names: list[str], seed: int) -> Jud
     # Nothing is asked of the generic user: alpha is 1, and nothing pulls it anywhere.
     options = RewardOptions(
         alpha=1.0,
-        rank=params.rank,
-        steps=params.steps,
-        lr=params.lr,
-        l2=params.l2,
+        **params.model_dump(include={"rank", "steps", "lr", "l2"}),
         clusters=params.clusters,
         max_clusters=params.clusters,
         generic_pull=0.0,
@@ -203,19 +201,7 @@ def _llm_judge(params: LlmJudgeParams, seed: int) -> Judge:
         limit=params.example_chars,
         seed=seed,
     )
-    endpoint = Endpoint(
-        base_url=params.base_url,
-        model=cast(str, params.model),
-        api_key_env=params.api_key_env,
-        temperature=params.temperature,
-        max_tokens=params.max_tokens,
-        timeout=params.timeout,
-        concurrency=params.concurrency,
-        retries=params.retries,
-        reask=params.reask,
-        price_input=params.price_input,
-        price_output=params.price_output,
-        max_requests=params.max_requests,
-        max_cost=params.max_cost,
-    )
+    # The fields of an endpoint are parameters of the same names.
+    names = {field.name for field in dataclasses.fields(Endpoint)}
+    endpoint = Endpoint(**params.model_dump(include=names))
     return LlmJudge.at(endpoint, users)

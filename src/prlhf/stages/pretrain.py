@@ -17,7 +17,7 @@ from prlhf.training.adapted import encoder_of
 from prlhf.training.pairs import encode_pairs
 from prlhf.training.pretrain import Examples, RewardOptions, train_reward_model
 from prlhf.training.pretrained import Pretrained, variant
-from prlhf.training.reference import Reference, load_reference
+from prlhf.training.reference_files import Reference, load_reference
 from prlhf.training.soft_prompt import train_soft_prompts
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from prlhf.io import atomic_path, read_parquet
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.load import PROMPTED_METHOD
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.reference import reference_pass, save_reference
+from prlhf.training.reference import reference_pass
+from prlhf.training.reference_files import save_reference
 
 if TYPE_CHECKING:
     from prlhf.params import ModelParams, TokenParams

@@ -12,7 +12,7 @@ from prlhf.io import atomic_path, read_parquet, write_parquet
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.load import BASE_METHOD, BASE_PATH, PROMPTED_METHOD, load_method
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.reference import load_reference
+from prlhf.training.reference_files import load_reference
 
 if TYPE_CHECKING:
     from prlhf.params import ModelParams, TokenParams

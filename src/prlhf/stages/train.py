@@ -19,7 +19,7 @@ from prlhf.training.finetune import discard, finetune
 from prlhf.training.groups import group_user_model, train_groups
 from prlhf.training.pairs import Pair, encode_pairs
 from prlhf.training.pretrained import load_pretrained
-from prlhf.training.reference import load_reference
+from prlhf.training.reference_files import load_reference
 
 if TYPE_CHECKING:
     from prlhf.params import MethodParams, ModelParams, TokenParams, TrainParams

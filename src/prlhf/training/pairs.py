@@ -13,7 +13,7 @@ from torch import Tensor
 from prlhf.models.base import Encoder
 from prlhf.models.packing import Packed, Row
 from prlhf.models.user_model import GENERIC
-from prlhf.training.reference import text_key
+from prlhf.training.reference_files import text_key
 
 
 @dataclass(frozen=True)
