@@ -84,7 +84,8 @@ def test_run_takes_what_is_declared_and_nothing_else(stage):
         if isinstance(node, ast.FunctionDef) and node.name == "run"
     ]
     names = {"validate": "rules", "methods.${item.method}": "method"}
-    wanted = {names.get(key, key) for key in DECLARED[stage.name].get("params", [])}
+    declared = DECLARED[stage.name].get("params", [])
+    wanted = {names.get(key, key.rpartition(".")[2]) for key in declared}
     if stage.methods:
         wanted.add("name")
     assert {argument.arg for argument in run.args.kwonlyargs} == wanted
@@ -147,11 +148,20 @@ def test_reward_models_are_those_asked_for(tmp_path, names):
     Repo.init(str(tmp_path), no_scm=True).close()
     with Repo(str(tmp_path)) as repo:
         stages = {stage.name: stage for stage in repo.index.stages}
-        found = [name for name in stages if name.startswith("train_reward_model")]
-        assert sorted(found) == [f"train_reward_model@{name}" for name in names]
-        for name in found:
-            needs = {stage.name for stage in repo.index.graph.successors(stages[name])}
-            assert needs == {"base_model", "validate", "pretrain_user_model"}
+        needs = {
+            name: {other.name for other in repo.index.graph.successors(stage)}
+            for name, stage in stages.items()
+        }
+    trained = {f"train_reward_model@{name}" for name in names}
+    scored = {f"score_rewards@{name}" for name in names}
+    assert {name for name in needs if "reward" in name} == trained | scored
+    for name in trained:
+        assert needs[name] == {"base_model", "validate", "pretrain_user_model"}
+    answers = {"base_model", "validate", "generate@base", "generate@dpo", "generate@pdpo"}
+    for name in names:
+        assert needs[f"score_rewards@{name}"] == answers | {f"train_reward_model@{name}"}
+    # The judge looks at the scores of whatever has been scored.
+    assert scored <= needs["judge"]
 
 
 @pytest.fixture

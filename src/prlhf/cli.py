@@ -125,8 +125,8 @@ def run_stage(stage: Stage, method: str | None = None) -> None:
 def stage_arguments(module: ModuleType, params: Params, method: str | None) -> dict[str, Any]:
     """The keyword arguments of a stage's `run`: the sections named in the module's `PARAMS`.
 
-    `validate` is passed as `rules`, `methods.<m>` as `method`; stages that run once per method are
-    also told its `name`.
+    `validate` is passed as `rules`, `methods.<m>` as `method`, a key of another section by its own
+    name; stages that run once per method are also told its `name`.
     """
     arguments: dict[str, Any] = {} if method is None else {"name": method}
     for key in module.PARAMS:
@@ -135,6 +135,8 @@ def stage_arguments(module: ModuleType, params: Params, method: str | None) -> d
             arguments["rules"] = params.validate_
         elif section == "methods" and rest:
             arguments["method"] = params.methods[str(method)]
+        elif rest:
+            arguments[rest] = getattr(getattr(params, section), rest)
         else:
             arguments[section] = getattr(params, section)
     return arguments

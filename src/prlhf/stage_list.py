@@ -99,10 +99,18 @@ STAGES = (
         methods="all",
     ),
     Stage(
+        "score_rewards",
+        "score_rewards",
+        "Have a reward model score answers and choices.",
+        "For the judge stage, by the reward models of the methods in reward_models. Writes "
+        "data/scores/reward_METHOD.",
+        methods="rewarded",
+    ),
+    Stage(
         "judge",
         "judge",
         "Have a judge compare the answers that users get.",
-        "The built-in task's own rule, a reward model, or a language model over the network. "
+        "The built-in task's own rule, reward models, or a language model over the network. "
         "Writes data/judged.",
     ),
     Stage(

@@ -185,6 +185,7 @@ class RewardJudge:
         scorer: The reward.
         tie: Distance from 0.5 up to which a probability of winning is a tie.
         about: For judge.json.
+        column: Where it says how probable it is that the first answer wins.
     """
 
     scorer: Scorer
@@ -196,13 +197,14 @@ class RewardJudge:
         "choices about other prompts, and sees only what a linear reading of the base model's "
         "hidden states shows."
     )
+    column: str = "probability"
 
     def knows(self, questions: pd.DataFrame) -> NDArray[np.bool_]:
-        """See `Judge`: users with a pair among those that the prompt's model was fitted to."""
+        """See `Judge`: users that the reward model learned from pairs about other prompts."""
         return self.scorer.knows(list(questions["user_id"]), list(questions["prompt"]))
 
     def verdicts(self, questions: pd.DataFrame) -> pd.DataFrame:
-        """See `Judge`; also `probability`, by which the first answer wins."""
+        """See `Judge`; also, in `column`, the probability that the first answer wins."""
         import pandas as pd
 
         users, prompts = list(questions["user_id"]), list(questions["prompt"])
@@ -212,9 +214,7 @@ class RewardJudge:
         probability = 0.5 + 0.5 * np.tanh((first - second) / 2)
         decided = np.abs(probability - 0.5) > self.tie
         verdict = np.where(decided, np.sign(probability - 0.5), 0).astype(np.int8)
-        return pd.DataFrame(
-            {"verdict": pd.array(verdict, dtype="Int8"), "probability": probability}
-        )
+        return pd.DataFrame({"verdict": pd.array(verdict, dtype="Int8"), self.column: probability})
 
     def report(self) -> dict[str, Any]:
         """What it was fitted to, for judge.json."""

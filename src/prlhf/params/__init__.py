@@ -14,7 +14,12 @@ from prlhf.params.data import (
     ValidateParams,
 )
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
-from prlhf.params.judging import JudgeParams, LlmJudgeParams, RewardJudgeParams
+from prlhf.params.judging import (
+    JudgeParams,
+    LlmJudgeParams,
+    RewardJudgeParams,
+    TrainedJudgeParams,
+)
 from prlhf.params.loading import load
 from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.schema import Params
@@ -51,6 +56,7 @@ __all__ = [
     "TldrParams",
     "TokenParams",
     "TrainParams",
+    "TrainedJudgeParams",
     "UserModelParams",
     "ValidateParams",
     "load",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from prlhf.params.section import Section, conflict
 
-JudgeKind = Literal["oracle", "reward_model", "llm"]
+JudgeKind = Literal["oracle", "reward_model", "trained_reward_model", "llm"]
 
 
 class RewardJudgeParams(Section):
@@ -28,6 +28,19 @@ class RewardJudgeParams(Section):
     steps: int = Field(ge=1, description="Optimiser steps, each on all pairs.")
     lr: float = Field(gt=0, description="Learning rate.")
     l2: float = Field(ge=0, description="L2 penalty on the weights.")
+    tie: float = Field(
+        ge=0,
+        lt=0.5,
+        description="A tie when the probability that an answer wins is at most this far from 0.5.",
+    )
+
+
+class TrainedJudgeParams(Section):
+    """`judge.trained_reward_model`: a reward model on the language model."""
+
+    method: str | None = Field(
+        description="Which of `reward_models`; needed for `trained_reward_model`."
+    )
     tie: float = Field(
         ge=0,
         lt=0.5,
@@ -110,10 +123,11 @@ class LlmJudgeParams(Section):
 class JudgeParams(Section):
     """`judge`: who compares the answers of two methods. Its verdicts are kept by DVC."""
 
-    kind: Literal["auto", "oracle", "reward_model", "llm", "none"] = Field(
+    kind: Literal["auto", "oracle", "reward_model", "trained_reward_model", "llm", "none"] = Field(
         description="The judge. `oracle`: the built-in task's own rule; `reward_model`: a reward "
-        "model fitted to users' held-out choices; `llm`: a language model, over the network; "
-        "`auto`: the oracle where the data set has one, otherwise none; `none`: no win rates."
+        "model fitted to users' held-out choices on fixed features; `trained_reward_model`: one of "
+        "`reward_models`; `llm`: a language model, over the network; `auto`: the oracle where the "
+        "data set has one, otherwise none; `none`: no win rates."
     )
     also: list[JudgeKind] = Field(
         description="Other judges that judge the same, to compare them with the first."
@@ -133,6 +147,7 @@ class JudgeParams(Section):
         "above the base model's own mean.",
     )
     reward_model: RewardJudgeParams
+    trained_reward_model: TrainedJudgeParams
     llm: LlmJudgeParams
 
     @model_validator(mode="after")
@@ -143,4 +158,10 @@ class JudgeParams(Section):
             raise conflict("also", "names a judge twice, or the one of judge.kind")
         if "llm" in (self.kind, *self.also) and not self.llm.model:
             raise conflict("llm.model", "must name a model when the judge is llm")
+        trained = self.trained_reward_model
+        if "trained_reward_model" in (self.kind, *self.also) and trained.method is None:
+            raise conflict(
+                "trained_reward_model.method",
+                "must name one of reward_models when the judge is trained_reward_model",
+            )
         return self

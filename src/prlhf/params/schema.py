@@ -96,3 +96,27 @@ class Params(Section):
                 f"would write models/reward_{taken[0]}, where the method reward_{taken[0]} is",
             )
         return self
+
+    @model_validator(mode="after")
+    def _reward_model_may_judge(self) -> Self:
+        judge, name = self.judge, self.judge.trained_reward_model.method
+        if "trained_reward_model" not in (judge.kind, *judge.also) or name is None:
+            return self
+        if name not in self.reward_models:
+            raise conflict(
+                "judge.trained_reward_model.method",
+                f"names {name}, but reward_models has {listed(self.reward_models)}",
+            )
+        if self.methods[name].kind == "uniform" and not self.methods[name].text:
+            raise conflict(
+                "judge.trained_reward_model.method",
+                f"names {name}, which knows no user from another (methods.{name}.kind is uniform)",
+            )
+        if judge.kind == "trained_reward_model" and self.train_reward_model.pairs == "train":
+            raise conflict(
+                "judge.kind",
+                "must not be a reward model that learned from what the judged models were trained "
+                "on, whose mistakes it would call right: set train_reward_model.pairs to held_out, "
+                "or name it in judge.also, beside another judge",
+            )
+        return self

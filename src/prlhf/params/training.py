@@ -195,6 +195,12 @@ class TrainParams(FitParams, ObjectiveParams):
 class RewardTrainParams(FitParams):
     """`train_reward_model`: the personalised reward model."""
 
+    pairs: Literal["train", "held_out"] = Field(
+        description="What it learns from. `train`: the pairs that the methods are trained on; "
+        "`held_out`: what they are not trained on, so that it may judge them: the users' "
+        "validation pairs, and those of held-out users about all but test prompts. It then starts "
+        "from an untrained user model."
+    )
     alpha: float = Field(
         ge=0,
         le=1,

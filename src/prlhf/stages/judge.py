@@ -18,7 +18,13 @@ from prlhf.progress import say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from prlhf.params import CompareParams, JudgeParams, LlmJudgeParams, RewardJudgeParams
+    from prlhf.params import (
+        CompareParams,
+        JudgeParams,
+        LlmJudgeParams,
+        RewardJudgeParams,
+        TrainedJudgeParams,
+    )
 
 PARAMS: Final = ("seed", "compare", "judge")
 
@@ -127,11 +133,13 @@ def _judges(params: JudgeParams, names: list[str], seed: int) -> dict[str, Judge
                 raise UserError(
                     "this data set has no oracle, because what its users prefer is not known",
                     where="params.yaml: judge.kind" if one == kind else "params.yaml: judge.also",
-                    fix="choose reward_model, llm or none",
+                    fix="choose reward_model, trained_reward_model, llm or none",
                 )
             found[one] = oracle
         elif one == "reward_model":
             found[one] = _reward_judge(params.reward_model, names, seed)
+        elif one == "trained_reward_model":
+            found[one] = _trained_judge(params.trained_reward_model)
         elif one == "llm":
             found[one] = _llm_judge(params.llm, seed)
     return found
@@ -179,6 +187,12 @@ def _reward_judge(params: RewardJudgeParams, names: list[str], seed: int) -> Jud
         "users": pairs["user_id"].nunique(),
     }
     return RewardJudge(scorer, params.tie, about)
+
+
+def _trained_judge(params: TrainedJudgeParams) -> Judge:
+    from prlhf.evaluation.trained_judge import trained_judge
+
+    return trained_judge(SCORES / f"reward_{params.method}", params.tie)
 
 
 def _llm_judge(params: LlmJudgeParams, seed: int) -> Judge:

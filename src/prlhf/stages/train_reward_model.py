@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from prlhf.data.contract import require_stated
-from prlhf.io import atomic_path, read_parquet, write_json, write_text
+from prlhf.io import atomic_path, read_parquet, write_json, write_parquet, write_text
 from prlhf.models.base import load_base
 from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.progress import say
@@ -20,6 +20,7 @@ from prlhf.training.reward import (
     fit_reward_model,
     score_held_out,
 )
+from prlhf.training.reward_data import divide
 
 if TYPE_CHECKING:
     from prlhf.params import MethodParams, ModelParams, RewardTrainParams, TokenParams
@@ -29,6 +30,7 @@ PARAMS: Final = ("seed", "model", "tokens", "train_reward_model", "methods.*")
 BASE: Final = Path("models/base")
 PREPARED: Final = Path("data/prepared")
 PRETRAINED: Final = Path("models/user_model")
+SCORES: Final = Path("data/scores")
 REPORTS: Final = Path("reports/reward_models")
 
 
@@ -41,10 +43,14 @@ def run(
     method: MethodParams,
     name: str,
 ) -> None:
-    """Write `models/reward_<name>` and `reports/reward_models/<name>.{json,csv}`.
+    """Write `models/reward_<name>` and what it makes of held-out pairs.
+
+    The latter is in `reports/reward_models/<name>.{json,csv}`, and pair by pair in
+    `data/scores/reward_<name>/pairs.parquet`.
 
     Raises:
-        UserError: the model has no layer for LoRA, or the method reads texts that nobody wrote.
+        UserError: the model has no layer for LoRA, the method reads texts that nobody wrote, or
+            there is nothing to learn from.
     """
     train = train_reward_model
     settings = {
@@ -55,41 +61,43 @@ def run(
         "train": train.model_dump(),
         "method": method.model_dump(),
     }
-    inputs = [BASE, PREPARED / "train.parquet", PREPARED / "validation.parquet", PRETRAINED]
+    splits = ("train", "validation", "test", "unseen")
+    inputs = [BASE, *(PREPARED / f"{split}.parquet" for split in splits), PRETRAINED]
     checkpoints = ROOT / f"reward_{name}-{run_key(settings, inputs)}"
 
-    tables = {
-        split: read_parquet(PREPARED / f"{split}.parquet")
-        for split in ("train", "validation", "test", "unseen")
-    }
+    data = divide({s: read_parquet(PREPARED / f"{s}.parquet") for s in splits}, train.pairs)
     if method.text:
-        require_stated(tables["train"]["user_text"], f"params.yaml: methods.{name}.text")
+        require_stated(data.learned["user_text"], f"params.yaml: methods.{name}.text")
 
     base = load_base(BASE, model.dtype)
     encoder = encoder_of(base, tokens, text=method.text)
+    pretrained = load_pretrained(PRETRAINED)
+    if data.users is not None:
+        # Pretraining learned from the training pairs.
+        pretrained = pretrained.untrained(data.users)
+    origin = {"learned_from": train.pairs}
     lm = adapted(
         base,
-        load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text),
+        pretrained.initial(method.kind, base, text=method.text),
         encoder,
         train.lora,
         seed=seed,
         where="train_reward_model.lora.targets",
-        about={"reward_model": name, "objective": {"alpha": train.alpha}},
+        about={"reward_model": name, **origin, "objective": {"alpha": train.alpha}},
     )
     reward_model = PersonalizedRewardModel(lm)
     label = f"train_reward_model {name}"
     curves = fit_reward_model(
         reward_model,
         train,
-        train_pairs=encode_without_reference(tables["train"], encoder),
-        eval_pairs=encode_without_reference(tables["validation"], encoder),
+        train_pairs=encode_without_reference(data.learned, encoder),
+        eval_pairs=encode_without_reference(data.watched, encoder),
         checkpoints=checkpoints,
         seed=seed,
         label=label,
     )
-    unseen = tables["unseen"]
-    unseen = unseen[unseen["prompt_split"] == "test"]
-    report = accuracy_report(score_held_out(reward_model, tables["test"], unseen, label))
+    scored = score_held_out(reward_model, data.test, data.unseen, label)
+    report = accuracy_report(scored)
     accuracy = report["accuracy"]
     say(
         f"{label}: held-out accuracy {accuracy['personalised']:.3f} with users, "
@@ -97,6 +105,7 @@ def run(
     )
     with atomic_path(Path("models") / f"reward_{name}", directory=True) as directory:
         reward_model.save_pretrained(directory)
-    write_json(REPORTS / f"{name}.json", {"kind": method.kind, **report})
+    write_parquet(SCORES / f"reward_{name}" / "pairs.parquet", scored)
+    write_json(REPORTS / f"{name}.json", {"kind": method.kind, **origin, **report})
     write_text(REPORTS / f"{name}.csv", curves.to_csv(index=False, lineterminator="\n"))
     discard(checkpoints)

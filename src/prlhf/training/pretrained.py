@@ -43,6 +43,11 @@ class Pretrained:
             return self.trained[variant(kind, text)]
         return initial_user_model(kind, self.users, base, weights=self.weights, **self.options)
 
+    def untrained(self, users: Sequence[str]) -> Pretrained:
+        """The same sizes for other users, of whom nothing is known yet."""
+        clusters = {} if self.weights is None else {"clusters": self.weights.shape[1]}
+        return Pretrained(users, {**self.options, **clusters})
+
     def save(self, directory: Path) -> None:
         """Write to an existing directory."""
         card = {

@@ -142,7 +142,7 @@ def score_held_out(
     ):
         pairs = encode_without_reference(table, model.lm.encoder)
         rows = [pair.row(pair.user_index if condition == "user" else GENERIC) for pair in pairs]
-        chosen, rejected = model.score(rows, label=label).view(-1, 2).unbind(-1)
+        chosen, rejected = model.score(rows, label=label).view(len(rows), 2).unbind(-1)
         parts.append(
             table[keys].assign(split=split, condition=condition, margin=(chosen - rejected).numpy())
         )
