@@ -38,6 +38,38 @@ def test_a_reward_model_is_trained_when_it_is_asked_for(project: Project):
     assert project.run("dvc", "repro", "train_reward_model").ran == []
 
 
+def test_a_reward_model_judges_what_it_never_learned_from(project: Project):
+    project.set(
+        {
+            "reward_models": ["pdpo"],
+            "train_reward_model.pairs": "held_out",
+            "train_reward_model.max_steps": 6,
+            # The tiny model's answers are noise; they are not to lose before the judge is asked.
+            "judge.degenerate_repetition": 1.0,
+            "judge.degenerate_nll": 100.0,
+            "judge.kind": "trained_reward_model",
+            "judge.also": ["oracle"],
+            "judge.trained_reward_model.method": "pdpo",
+        }
+    )
+    result = project.run("dvc", "repro")
+    assert result.ran == [
+        *("train_reward_model@pdpo", "score_rewards@pdpo", "judge", "evaluate", "report")
+    ]
+    details = project.json("data/judged/judge.json")["details"]["trained_reward_model"]
+    card = project.json("models/reward_pdpo/user_model.json")
+    assert details["learned_from"] == card["learned_from"] == "held_out"
+    assert details["users"] == len(card["users"])
+    assert set(card["users"]) - set(project.json("models/pdpo/user_model.json")["users"])
+    metrics = project.json("reports/metrics.json")
+    assert metrics["judges"]["trained_reward_model_vs_oracle"]["comparisons"] > 20
+    assert metrics["win_rate"]["pdpo_vs_dpo"]["unseen"]["comparisons"] > 0
+    assert "on the language model itself" in (project / "reports/report.html").read_text()
+    # How it judges is one thing, what it thinks another.
+    project.set({"judge.trained_reward_model.tie": 0.4})
+    assert project.run("dvc", "repro").ran == ["judge", "evaluate", "report"]
+
+
 def test_an_unknown_method(project: Project):
     result = project.run("prlhf", "train-reward-model", "--method", "nobody", status=2)
     assert "train-reward-model --method: unknown method nobody" in result.errors[0]
