@@ -65,8 +65,8 @@ def test_a_reward_model_judges_what_it_never_learned_from(project: Project):
     assert metrics["judges"]["trained_reward_model_vs_oracle"]["comparisons"] > 20
     assert metrics["win_rate"]["pdpo_vs_dpo"]["unseen"]["comparisons"] > 0
     assert "on the language model itself" in (project / "reports/report.html").read_text()
-    # How it judges is one thing, what it thinks another.
-    project.set({"judge.trained_reward_model.tie": 0.4})
+    # Its few steps left it all but indifferent. Without ties it decides, on the same rewards.
+    project.set({"judge.trained_reward_model.tie": 0.0})
     assert project.run("dvc", "repro").ran == ["judge", "evaluate", "report"]
 
 
