@@ -123,6 +123,12 @@ def judged(judges, methods, test, unseen_users) -> Verdicts | None:
     return Verdicts(judge_all(table, judges).table, choices, list(judges))
 
 
+def small_generated():
+    """Answers of a personalised method."""
+    generic = {"p0": MIDDLE, "p1": MIDDLE}
+    return generated_table("pdpo", generic, {("ann", "longer"): {"p0": LONG, "p1": LONG}})
+
+
 def small_evaluation(
     judges=MappingProxyType({"oracle": ORACLES["length"]}), **changes
 ) -> Evaluation:
@@ -172,6 +178,35 @@ def test_accuracy_by_hand():
     assert pdpo["generic"] == metrics["accuracy"]["dpo"]["macro"]
     assert metrics["accuracy_gain"] == {"pdpo_vs_dpo": pytest.approx(0.5 / 3, abs=1e-6)}
     assert "base" not in metrics["accuracy"]
+
+
+def test_what_personalising_costs_unknown_users_by_hand():
+    pairs = pairs_table({"cas": [1.0, 2.0, 0.0, -1.0]})
+    generic = pairs["condition"] == "generic"
+    # Ann loses one of four as generic user, Cas wins one; of Dee's two the tie is worth a half.
+    pairs.loc[generic & (pairs["pair_id"] == "ann-0"), "margin"] = -1.0
+    pairs.loc[generic & (pairs["pair_id"] == "cas-0"), "margin"] = 1.0
+    pairs.loc[generic & (pairs["pair_id"] == "cas-1"), "margin"] = 1.0
+    pairs.loc[generic & (pairs["pair_id"] == "dee-1"), "margin"] = 0.0
+    result = small_evaluation(pdpo=Tables(small_generated(), None, pairs))
+    assert result.metrics["generic_gain"] == {
+        "pdpo_vs_dpo": {"unseen": -0.25, "seen": pytest.approx((-0.25 + 0 + 0.5) / 3, abs=1e-6)}
+    }
+    # Three users: the interval is drawn from their differences. A single one gives none.
+    spread = result.metrics["interval"]["generic_gain"]["pdpo_vs_dpo"]
+    assert spread == {"seen": {"low": -0.25, "high": 0.5}}
+    assert result.metrics["accuracy"]["pdpo"]["unseen"] == 0.25
+    assert small_evaluation().metrics["generic_gain"] == {"pdpo_vs_dpo": {"unseen": 0, "seen": 0}}
+
+
+def test_costs_are_those_of_personalised_methods_on_pairs_that_both_scored():
+    pairs = pairs_table({})
+    kept = pairs[pairs["pair_id"] != "dee-0"]
+    other = Tables(generated_table("other", {"p0": LONG, "p1": ""}), None, pairs)
+    result = small_evaluation(pdpo=Tables(small_generated(), None, kept), other=other)
+    assert result.metrics["generic_gain"] == {"pdpo_vs_dpo": {"unseen": 0, "seen": 0}}
+    assert result.metrics["accuracy"]["pdpo"]["unseen"] == 1.0
+    assert "other_vs_dpo" in result.metrics["accuracy_gain"]
 
 
 def test_win_rates_by_hand():

@@ -152,6 +152,8 @@ def test_evaluate_writes_what_it_says_and_the_report_reads_it(work):
         "The data",
         "How this was measured",
         "P-DPO predicts",
+        "Where it does not know the user, personalising costs",
+        "Accuracy for users that are not known, less that of DPO, points",
         "generic user",
         "empty chosen",
         "evaluate.degenerate_nll",
@@ -380,6 +382,38 @@ def test_headline_is_about_the_first_method_not_the_luckiest():
     metrics["accuracy"]["lucky"] = {"macro": 1.0}
     assert headline.main_method(metrics, ["pdpo", "lucky"]) == "pdpo"
     assert headline.main_method(metrics, ["absent", "lucky"]) == "lucky"
+
+
+@pytest.mark.parametrize(
+    ("gains", "ends", "words"),
+    [
+        (
+            {"unseen": -0.1, "seen": 0.02},
+            {"unseen": (-0.2, -0.05), "seen": (-0.1, 0.1)},
+            "personalising costs accuracy against DPO, in points: \u221210 for held-out users "
+            "(interval \u221220 to \u22125) and +2 for its own users served as unknown (interval "
+            "\u221210 to +10).",
+        ),
+        (
+            {"unseen": -0.1},
+            {"unseen": (-0.2, 0.05)},
+            "personalising costs no more accuracy than chance could explain against DPO, in "
+            "points: \u221210 for held-out users (interval \u221220 to +5).",
+        ),
+        (
+            {"seen": 0.0},
+            {},
+            "personalising costs no accuracy against DPO, in points: 0 for its own users served "
+            "as unknown.",
+        ),
+    ],
+)
+def test_the_headline_says_what_personalising_costs(gains, ends, words):
+    metrics = metrics_with(0.1, (0.05, 0.2)) | {"generic_gain": {"pdpo_vs_dpo": gains}}
+    spreads = {place: {"low": low, "high": high} for place, (low, high) in ends.items()}
+    metrics["interval"]["generic_gain"] = {"pdpo_vs_dpo": spreads}
+    answer = headline.write(metrics, ["pdpo"], "dpo")
+    assert answer.sentences[-1] == f"Where it does not know the user, {words}"
 
 
 def test_groups_that_lose_are_named():

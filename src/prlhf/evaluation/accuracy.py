@@ -75,6 +75,25 @@ def pair_gains(pairs: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     return both[["prompt_id"]].assign(weight=1.0 / sizes, gain=both["own"] - both["other"])
 
 
+def generic_gains(pairs: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """What one method gains over another for each user where it does not know who they are.
+
+    Returns:
+        `user_id, seen, gain`: the difference in accuracy under the condition `generic`, over the
+        pairs that both scored.
+    """
+    own, other = (table[table["condition"] == "generic"] for table in (pairs, baseline))
+    both = (
+        own[["pair_id", "split", "user_id"]]
+        .assign(own=_worth(_margins(own)))
+        .merge(
+            other[["pair_id"]].assign(other=_worth(_margins(other))), on="pair_id", validate="1:1"
+        )
+    )
+    both = both.assign(seen=both["split"] == "test", gain=both["own"] - both["other"])
+    return both.groupby(["user_id", "seen"], sort=True, as_index=False).agg(gain=("gain", "mean"))
+
+
 def _margins(pairs: pd.DataFrame) -> NDArray[np.float64]:
     return pairs["margin"].to_numpy(dtype=np.float64, na_value=np.nan)
 

@@ -23,6 +23,7 @@ from prlhf.evaluation.labels import (
     percent,
     percent_range,
     points,
+    signed_points,
 )
 
 MAX_NLL_ABOVE_BASE = 0.7
@@ -118,6 +119,7 @@ def write(metrics: Mapping[str, Any], personalised: Sequence[str], baseline: str
         _wins_sentence(metrics, name, baseline, groups),
         _length_sentence(metrics, name),
         _unseen_sentence(metrics, name, baseline),
+        _cost_sentence(metrics, name, baseline),
     ]
     return Headline(
         verdict,
@@ -247,6 +249,38 @@ def _unseen_sentence(metrics: Mapping[str, Any], name: str, baseline: str) -> st
     text = f"Users it has never met get its generic answer and are predicted at {percent(value)}"
     return (
         f"{text} ({method_label(baseline)}: {percent(other)})." if other is not None else f"{text}."
+    )
+
+
+STRANGERS: Mapping[str, str] = {
+    "unseen": "held-out users",
+    "seen": "its own users served as unknown",
+}
+"""Whom `generic_gain` in metrics.json is about."""
+
+
+def _cost_sentence(metrics: Mapping[str, Any], name: str, baseline: str) -> str:
+    at = ("generic_gain", f"{name}_vs_{baseline}")
+    gains, parts, sure = [], [], False
+    for place, who in STRANGERS.items():
+        gain, ends = figure(metrics, *at, place), interval(metrics, *at, place)
+        if gain is None:
+            continue
+        gains.append(gain)
+        sure = sure or (ends is not None and ends[1] < 0)
+        spread = "" if ends is None else f" (interval {_signed(ends)})"
+        parts.append(f"{signed_points(gain)} for {who}{spread}")
+    if not gains:
+        return ""
+    if sure:
+        cost = "costs accuracy"
+    elif min(gains) >= 0:
+        cost = "costs no accuracy"
+    else:
+        cost = "costs no more accuracy than chance could explain"
+    return (
+        f"Where it does not know the user, personalising {cost} against "
+        f"{method_label(baseline)}, in points: {join(parts)}."
     )
 
 

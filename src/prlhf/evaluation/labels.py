@@ -68,6 +68,13 @@ def points(value: float) -> str:
     return f"{size:.0f}" if size >= 10 else f"{size:.1f}".removesuffix(".0")
 
 
+def signed_points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    size = points(value)
+    sign = "" if float(size) == 0 else "+" if value > 0 else "\N{MINUS SIGN}"
+    return sign + size
+
+
 def number(value: float, digits: int = 2) -> str:
     """A plain number with a true minus sign."""
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -74,6 +74,7 @@ def evaluate(
 
     _counts(tree, methods, test, unseen_users)
     users = _accuracy(tree, methods, list(personalised), notes)
+    _generic_gains(tree, methods, [name for name in personalised if personalised[name]])
     measured = measure(methods, list(personalised), thresholds, notes)
     given = {name: answers.answers_to_users(table, groups) for name, table in measured.items()}
     for name, table in given.items():
@@ -189,6 +190,25 @@ def _gain(
     gains = accuracy.pair_gains(own, other)
     rows = by_prompt(gains, [gains["weight"] * gains["gain"], gains["weight"]])
     tree.put_interval((*at, "same_users"), tree.bootstrap.ratio(rows))
+
+
+def _generic_gains(
+    tree: MetricTree, methods: Mapping[str, Tables], personalised: Sequence[str]
+) -> None:
+    """`generic_gain.<name>_vs_dpo`: below zero it is what personalising costs unknown users.
+
+    `unseen` is over users held out of training, `seen` over those it knows, served as if it did
+    not; the interval draws users, each with the difference of both methods.
+    """
+    baseline = methods[answers.BASELINE].pairs if answers.BASELINE in methods else None
+    for name in personalised:
+        pairs = methods[name].pairs
+        if baseline is None or pairs is None:
+            continue
+        gains = accuracy.generic_gains(pairs, baseline)
+        at = ("generic_gain", f"{name}_vs_{answers.BASELINE}")
+        for place, part in (("unseen", gains[~gains["seen"]]), ("seen", gains[gains["seen"]])):
+            tree.put((*at, place), tree.bootstrap.mean(part["gain"]))
 
 
 def _fluency(tree: MetricTree, at: tuple[str, ...], table: pd.DataFrame) -> None:

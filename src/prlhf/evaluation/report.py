@@ -24,6 +24,7 @@ from prlhf.evaluation.labels import (
     number_range,
     percent,
     percent_range,
+    signed_points,
 )
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "judge": inputs.evaluation["judge"],
         "notes": inputs.evaluation["notes"],
         "accuracy": _accuracy_table(metrics, names, groups),
+        "generic_gain": _generic_table(metrics, names),
         "fluency": _fluency_table(metrics, names, personalised),
         "user_accuracy": plots.user_accuracy(inputs.users, names),
         "wins": [svg for pair in drawn if (svg := plots.wins(metrics, pair, names))],
@@ -214,6 +216,20 @@ def _accuracy_table(
     )
 
 
+def _generic_table(metrics: Mapping[str, Any], names: Sequence[str]) -> Table | None:
+    """What personalising costs users that a method does not know."""
+    rows = []
+    for name in names:
+        at = ("generic_gain", f"{name}_vs_{BASELINE}")
+        if look_up(metrics, *at):
+            cells = [_points(metrics, *at, place) for place in headline.STRANGERS]
+            rows.append((method_label(name), plots.method_colour(name, names), cells))
+    than = method_label(BASELINE)
+    caption = f"Accuracy for users that are not known, less that of {than}, points"
+    header = ["Method", "Held-out users", "Known users, as generic user"]
+    return Table(caption, header, rows) if rows else None
+
+
 def _win_table(
     metrics: Mapping[str, Any], pairs: Sequence[str], names: Sequence[str], groups: Sequence[str]
 ) -> Table:
@@ -278,6 +294,14 @@ def _share(metrics: Mapping[str, Any], *path: str) -> Cell:
     if value is None:
         return Cell("\N{EN DASH}")
     return Cell(percent(value), "" if ends is None else percent_range(ends))
+
+
+def _points(metrics: Mapping[str, Any], *path: str) -> Cell:
+    value, ends = figure(metrics, *path), interval(metrics, *path)
+    if value is None:
+        return Cell("\N{EN DASH}")
+    spread = "" if ends is None else " to ".join(map(signed_points, ends))
+    return Cell(signed_points(value), spread)
 
 
 def _plain(metrics: Mapping[str, Any], digits: int, *path: str) -> Cell:
