@@ -44,7 +44,7 @@ def make(root: Path, methods=("dpo", "pdpo"), **changes) -> str:
     write_run(root, methods=methods, **changes)
     shutil.copy(ROOT / "params.yaml", root)
     judge.run(seed=7, compare=comparing(*methods), judge=JUDGE)
-    evaluate.run(seed=7, compare=comparing(*methods), evaluate=SETTINGS)
+    evaluate.run(seed=7, compare=comparing(*methods), reward_models=[], evaluate=SETTINGS)
     report.run()
     return (root / "reports/report.html").read_text(encoding="utf-8")
 
@@ -278,7 +278,7 @@ def test_a_method_without_users_has_the_curve_of_the_generic_user(work):
 def test_only_the_methods_compared_are_evaluated(work):
     write_run(work, methods=("dpo", "pdpo", "earlier"))
     judge.run(seed=7, compare=comparing("dpo", "pdpo"), judge=JUDGE)
-    evaluate.run(seed=7, compare=comparing("dpo", "pdpo"), evaluate=SETTINGS)
+    evaluate.run(seed=7, compare=comparing("dpo", "pdpo"), reward_models=[], evaluate=SETTINGS)
     assert "earlier" not in (work / "reports/metrics.json").read_text()
     for table in (work / "reports").glob("plots/*.csv"):
         assert "earlier" not in table.read_text(), table
@@ -287,7 +287,7 @@ def test_only_the_methods_compared_are_evaluated(work):
 def test_missing_files_are_named(work):
     write_run(work)
     with pytest.raises(UserError, match=r"data/judged/judge\.json: no such file"):
-        evaluate.run(seed=0, compare=comparing("dpo"), evaluate=SETTINGS)
+        evaluate.run(seed=0, compare=comparing("dpo"), reward_models=[], evaluate=SETTINGS)
     with pytest.raises(UserError, match=r"data/generated/other\.parquet: no such file"):
         judge.run(seed=0, compare=comparing("other"), judge=JUDGE)
     with pytest.raises(UserError, match=r"reports/metrics\.json: no such file"):
@@ -306,6 +306,33 @@ def test_names_that_look_like_numbers_or_gaps_stay_text(work):
     users = report._read_csv(work / "reports/plots/per_user_accuracy.csv")
     assert set(users["group"]) == {"007", "NA"}
     assert "007-00" in (work / "reports/report.html").read_text()
+
+
+def test_reward_models_stand_below_the_methods(work):
+    without = make(work)
+    assert "eward model" not in check_page(without).words
+    before = json.loads((work / "reports/metrics.json").read_text())
+    assert "reward_models" not in before
+    shutil.copytree(work / "data/scores/pdpo", work / "data/scores/reward_pdpo")
+    compare = comparing("dpo", "pdpo")
+    evaluate.run(seed=7, compare=compare, reward_models=["pdpo"], evaluate=SETTINGS)
+    report.run()
+    metrics = json.loads((work / "reports/metrics.json").read_text())
+    # The very scores of pdpo, so the very figures.
+    assert metrics.pop("reward_models") == {"pdpo": before["accuracy"]["pdpo"]}
+    spreads = metrics["interval"].pop("reward_models")
+    assert spreads == {"pdpo": before["interval"]["accuracy"]["pdpo"]}
+    assert metrics == before
+    page = check_page((work / "reports/report.html").read_text())
+    assert "Reward model of P-DPO" in page.words
+    assert "A reward model writes no answers" in page.words
+
+
+def test_a_missing_reward_model_is_named(work):
+    make(work)
+    compare = comparing("dpo", "pdpo")
+    with pytest.raises(UserError, match=r"^data/scores/reward_pdpo/pairs.parquet: no such file"):
+        evaluate.run(seed=7, compare=compare, reward_models=["pdpo"], evaluate=SETTINGS)
 
 
 def test_hashes_are_those_of_stages_before_the_report(work):

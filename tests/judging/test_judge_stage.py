@@ -46,7 +46,7 @@ def run(settings: JudgeParams) -> None:
 
 
 def metrics() -> dict:
-    evaluate.run(seed=7, compare=COMPARE, evaluate=evaluate_params())
+    evaluate.run(seed=7, compare=COMPARE, reward_models=[], evaluate=evaluate_params())
     return json.loads(Path("reports/metrics.json").read_text())
 
 

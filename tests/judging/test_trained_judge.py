@@ -169,7 +169,7 @@ def test_a_trained_reward_model_judges_beside_the_oracle(work):
     assert (asked["verdict"] == asked["verdict_oracle"]).all()
     assert ((asked["probability_trained"] > 0.5) == (asked["verdict"] == 1)).all()
     evaluation = params.evaluate.model_copy(update={"bootstrap": 100})
-    evaluate.run(seed=7, compare=COMPARE, evaluate=evaluation)
+    evaluate.run(seed=7, compare=COMPARE, reward_models=[], evaluate=evaluation)
     metrics = json.loads(Path("reports/metrics.json").read_text())
     assert metrics["judge_agreement"]["all"] == 1.0
     assert metrics["judges"]["trained_reward_model_vs_oracle"]["agreement"] == 1.0

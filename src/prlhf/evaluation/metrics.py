@@ -54,6 +54,7 @@ def evaluate(
     verdicts: Verdicts | None,
     bootstrap: Bootstrap,
     thresholds: Thresholds,
+    reward_models: Mapping[str, pd.DataFrame] | None = None,
 ) -> Evaluation:
     """Compute all metrics.
 
@@ -64,6 +65,7 @@ def evaluate(
         verdicts: Of the judge; None leaves win rates out.
         bootstrap: Makes the intervals.
         thresholds: When a text is degenerate.
+        reward_models: Scored pairs of each trained reward model, by its method.
     """
     tree = MetricTree(bootstrap)
     notes: list[str] = []
@@ -74,6 +76,9 @@ def evaluate(
 
     _counts(tree, methods, test, unseen_users)
     users = _accuracy(tree, methods, list(personalised), notes)
+    for name, pairs in (reward_models or {}).items():
+        of = f"reward model of {name}"
+        _put_accuracy(tree, ("reward_models", name), _per_user(pairs, of, notes))
     _generic_gains(tree, methods, [name for name in personalised if personalised[name]])
     measured = measure(methods, list(personalised), thresholds, notes)
     given = {name: answers.answers_to_users(table, groups) for name, table in measured.items()}
@@ -135,35 +140,15 @@ def _accuracy(
     """`accuracy` and `accuracy_gain`; returns the counts of every user under every method."""
     import pandas as pd
 
-    bootstrap = tree.bootstrap
     tables: list[pd.DataFrame] = []
     macro: dict[str, pd.Series] = {}
     for name in order:
         pairs = methods[name].pairs
         if pairs is None:
             continue
-        broken = int((~np.isfinite(pairs["margin"].astype(float))).sum())
-        if broken:
-            notes.append(
-                f"{name}: {broken} of {len(pairs)} margins are not finite numbers and count as "
-                "wrong; the model has probably diverged."
-            )
-        table = accuracy.per_user(pairs)
+        table = _per_user(pairs, name, notes)
         tables.append(table.assign(method=name))
-        served = accuracy.served(table)
-        seen, unseen = served[served["seen"]], served[~served["seen"]]
-        at = ("accuracy", name)
-        overall = bootstrap.mean(seen["accuracy"])
-        tree.put((*at, "macro"), overall)
-        # The same figure again, under the name that stands beside `unseen`.
-        tree.put((*at, "seen"), overall)
-        tree.put((*at, "unseen"), bootstrap.mean(unseen["accuracy"]))
-        tree.put((*at, "generic"), bootstrap.mean(accuracy.as_generic(table)["accuracy"]))
-        worst = bootstrap.minimum(seen["losses"], seen["ties"], seen["wins"])
-        tree.put((*at, "worst_user"), worst)
-        for place, part in (("groups", seen), ("unseen_groups", unseen)):
-            for group, rows in part.groupby("group", sort=True):
-                tree.put((*at, place, str(group)), bootstrap.mean(rows["accuracy"]))
+        seen = _put_accuracy(tree, ("accuracy", name), table)
         macro[name] = seen.set_index("user_id")["accuracy"]
     for name in macro:
         if answers.BASELINE in macro and name != answers.BASELINE:
@@ -172,6 +157,36 @@ def _accuracy(
         notes.append("No method has scored pairs: preference accuracy is left out.")
         return pd.DataFrame(columns=[*accuracy.COLUMNS, "method"])
     return pd.concat(tables, ignore_index=True)
+
+
+def _per_user(pairs: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
+    """`accuracy.per_user`, with a note of margins that are no numbers."""
+    broken = int((~np.isfinite(pairs["margin"].astype(float))).sum())
+    if broken:
+        notes.append(
+            f"{name}: {broken} of {len(pairs)} margins are not finite numbers and count as "
+            "wrong; the model has probably diverged."
+        )
+    return accuracy.per_user(pairs)
+
+
+def _put_accuracy(tree: MetricTree, at: tuple[str, ...], table: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies of one model; returns its seen users as they are served."""
+    bootstrap = tree.bootstrap
+    served = accuracy.served(table)
+    seen, unseen = served[served["seen"]], served[~served["seen"]]
+    overall = bootstrap.mean(seen["accuracy"])
+    tree.put((*at, "macro"), overall)
+    # The same figure again, under the name that stands beside `unseen`.
+    tree.put((*at, "seen"), overall)
+    tree.put((*at, "unseen"), bootstrap.mean(unseen["accuracy"]))
+    tree.put((*at, "generic"), bootstrap.mean(accuracy.as_generic(table)["accuracy"]))
+    worst = bootstrap.minimum(seen["losses"], seen["ties"], seen["wins"])
+    tree.put((*at, "worst_user"), worst)
+    for place, part in (("groups", seen), ("unseen_groups", unseen)):
+        for group, rows in part.groupby("group", sort=True):
+            tree.put((*at, place, str(group)), bootstrap.mean(rows["accuracy"]))
+    return seen
 
 
 def _gain(

@@ -145,6 +145,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "judge": inputs.evaluation["judge"],
         "notes": inputs.evaluation["notes"],
         "accuracy": _accuracy_table(metrics, names, groups),
+        "reward_models": list(metrics.get("reward_models", {})),
         "generic_gain": _generic_table(metrics, names),
         "fluency": _fluency_table(metrics, names, personalised),
         "user_accuracy": plots.user_accuracy(inputs.users, names),
@@ -189,6 +190,12 @@ def _accuracy_table(
     scored = [name for name in names if look_up(metrics, "accuracy", name)]
     if not scored:
         return None
+    # Reward models stand below the methods: they only choose between answers.
+    scores = [("accuracy", name, method_label(name)) for name in scored]
+    scores += [
+        ("reward_models", name, f"Reward model of {method_label(name)}")
+        for name in metrics.get("reward_models", {})
+    ]
     columns: list[tuple[str, tuple[str, ...]]] = [
         ("All users", ("macro",)),
         ("Worst user", ("worst_user",)),
@@ -199,15 +206,15 @@ def _accuracy_table(
     columns = [
         (head, path)
         for head, path in columns
-        if any(figure(metrics, "accuracy", name, *path) is not None for name in scored)
+        if any(figure(metrics, section, name, *path) is not None for section, name, _ in scores)
     ]
     rows = [
         (
-            method_label(name),
-            plots.method_colour(name, names),
-            [_share(metrics, "accuracy", name, *path) for _, path in columns],
+            head,
+            plots.method_colour(name, names) if name in names else "",
+            [_share(metrics, section, name, *path) for _, path in columns],
         )
-        for name in scored
+        for section, name, head in scores
     ]
     return Table(
         "Preference accuracy on held-out prompts, the mean over users",

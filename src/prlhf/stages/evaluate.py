@@ -19,7 +19,7 @@ from prlhf.io import read_json, read_parquet, write_json, write_text
 if TYPE_CHECKING:
     from prlhf.params import CompareParams, EvaluateParams
 
-PARAMS = ("seed", "compare", "evaluate")
+PARAMS = ("seed", "compare", "reward_models", "evaluate")
 
 PREPARED = Path("data/prepared")
 GENERATED = Path("data/generated")
@@ -28,8 +28,10 @@ JUDGED = Path("data/judged")
 REPORTS = Path("reports")
 
 
-def run(*, seed: int, compare: CompareParams, evaluate: EvaluateParams) -> None:
-    """Evaluate the base model and every other model in `compare.all`.
+def run(
+    *, seed: int, compare: CompareParams, reward_models: list[str], evaluate: EvaluateParams
+) -> None:
+    """Evaluate the base model and every other model in `compare.all`, and the reward models.
 
     Writes reports/metrics.json, its key figures in reports/headline.json, reports/evaluation.json
     (judge, notes, samples), reports/per_user.csv and the tables under reports/plots/.
@@ -44,6 +46,10 @@ def run(*, seed: int, compare: CompareParams, evaluate: EvaluateParams) -> None:
         verdicts=_verdicts(judged),
         bootstrap=Bootstrap(seed, evaluate.bootstrap, evaluate.confidence),
         thresholds=Thresholds(**judged["degenerate"]),
+        reward_models={
+            name: read_parquet(SCORES / f"reward_{name}" / "pairs.parquet")
+            for name in reward_models
+        },
     )
     maps = {
         name: read_parquet(path)
