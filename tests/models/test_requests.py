@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from prlhf.stages.generate import held_out_prompts, requests
+from prlhf.stages.generate import requests, some_prompts
 
 PROMPTS = pd.DataFrame({"prompt_id": ["p1", "p2"], "prompt": ["a", "b"]})
 USERS = pd.DataFrame(
@@ -60,12 +60,12 @@ def test_many_users_are_thinned_out_evenly(most: int, expected: list[int]) -> No
 
 def test_prompts_are_distinct_and_a_sample_is_fixed() -> None:
     test = pd.DataFrame({"prompt_id": list("cabbadec"), "prompt": list("CABBADEC")})
-    everything = held_out_prompts(test, None, seed=0)
+    everything = some_prompts(test, None, seed=0)
     assert everything["prompt_id"].tolist() == list("abcde")
     assert everything["prompt"].tolist() == list("ABCDE")
-    some = held_out_prompts(test, 3, seed=0)
+    some = some_prompts(test, 3, seed=0)
     assert len(some) == 3
     assert some["prompt_id"].is_monotonic_increasing
-    assert some.equals(held_out_prompts(test.iloc[::-1], 3, seed=0))
-    samples = {tuple(held_out_prompts(test, 3, seed=s)["prompt_id"]) for s in range(8)}
+    assert some.equals(some_prompts(test.iloc[::-1], 3, seed=0))
+    samples = {tuple(some_prompts(test, 3, seed=s)["prompt_id"]) for s in range(8)}
     assert len(samples) > 1

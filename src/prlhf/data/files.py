@@ -115,20 +115,44 @@ def read_objects(path: Path, wanted: Collection[str]) -> Iterator[Object]:
     Raises:
         UserError: As `read_file`, or the format cannot hold nested fields.
     """
+    for number, where, record in read_values(path, wanted):
+        if not isinstance(record, dict):
+            raise UserError(f"expected a JSON object, found {describe(record)}", where=where)
+        yield number, where, record
+
+
+def read_values(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, str, Any]]:
+    """As `read_objects`, but the values of a JSON Lines or JSON file may be of any kind.
+
+    Raises:
+        UserError: As `read_objects`.
+    """
     empty = True
     try:
-        for number, where, record in _objects(path, wanted):
+        for value in _values(path, wanted):
             empty = False
-            if not isinstance(record, dict):
-                raise UserError(f"expected a JSON object, found {describe(record)}", where=where)
-            yield number, where, record
+            yield value
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"is not a whole gzip file: {error}", where=path) from error
     if empty:
         raise UserError("is empty: no rows in it", where=path)
 
 
-def _objects(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, str, Any]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """The lines of a text file that hold something, as `read_values` gives values.
+
+    Raises:
+        UserError: The file is damaged or not UTF-8.
+    """
+    try:
+        for number, line in enumerate(_lines(path), 1):
+            if text := line.strip():
+                yield number, f"{path}:{number}", text
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"is not a whole gzip file: {error}", where=path) from error
+
+
+def _values(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, str, Any]]:
     kind = _format(path)
     if kind == ".json":
         text = "".join(_lines(path))

@@ -8,10 +8,18 @@ from prlhf.params.section import Section
 
 
 class GenerateParams(Section):
-    """`generate`: answers to held-out prompts, per method and user. Time grows with all of them."""
+    """`generate`: answers to prompts, per method and user. Time grows with all of them."""
 
+    prompts_path: str = Field(
+        min_length=1,
+        description="The prompts: `data/prepared/test.parquet` for the held-out ones, or a file of "
+        "your own. A .json list or .jsonl lines of text, chat messages or `{prompt: ...}`, a "
+        ".parquet table with a column `prompt`, a .txt with a prompt a line; also gzipped (.gz). "
+        "Prompts of the training and validation data are left out. The pipeline re-runs when its "
+        "content changes.",
+    )
     prompts: int | None = Field(
-        ge=1, description="Held-out prompts answered at most; null for all."
+        ge=1, description="Prompts answered at most, a fixed sample; null for all."
     )
     users: int | None = Field(
         ge=1,

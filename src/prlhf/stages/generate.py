@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from prlhf.data.contract import require_stated
+from prlhf.data.prompts import read_prompts, without_learned
 from prlhf.io import content_hash, read_parquet, write_parquet
 from prlhf.models.generation import Sampling
 from prlhf.models.load import load_method
 from prlhf.models.user_model import GENERIC
+from prlhf.progress import say
 
 if TYPE_CHECKING:
     from prlhf.params import GenerateParams, ModelParams, TokenParams
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 PARAMS: Final = ("seed", "model", "tokens", "generate")
 
 PREPARED: Final = Path("data/prepared")
+TEST: Final = PREPARED / "test.parquet"
 OUTPUT: Final = Path("data/generated")
 USERS: Final = ("user_id", "user_index", "group", "user_text", "seen")
 
@@ -30,12 +33,12 @@ def run(
     """Write `data/generated/<name>.parquet`.
 
     Raises:
-        UserError: the method reads what users say of themselves, and nobody says anything.
+        UserError: the method reads what users say of themselves, and nobody says anything; or the
+            prompts cannot be read.
     """
+    found = prompts_to_answer(Path(generate.prompts_path), f"generate {name}")
+    prompts = some_prompts(found, generate.prompts, seed)
     lm = load_method(name, model.dtype, tokens)
-    prompts = held_out_prompts(
-        read_parquet(PREPARED / "test.parquet", ["prompt_id", "prompt"]), generate.prompts, seed
-    )
     users = read_parquet(PREPARED / "users.parquet", USERS)
     if lm.encoder.reads_text:
         require_stated(users["user_text"], f"method {name}")
@@ -74,9 +77,33 @@ def run(
     write_parquet(OUTPUT / f"{name}.parquet", rows[[*columns, "text", "tokens", "finished"]])
 
 
-def held_out_prompts(test: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
-    """Distinct test prompts (columns prompt_id, prompt); a fixed sample if too many."""
-    prompts = test.drop_duplicates("prompt_id").sort_values("prompt_id", ignore_index=True)
+def prompts_to_answer(path: Path, label: str) -> pd.DataFrame:
+    """The prompts of the held-out pairs, or of another file, less those that were learned from.
+
+    Args:
+        path: `generate.prompts_path`.
+        label: of the lines that say what is left out.
+    """
+    columns = ["prompt_id", "prompt"]
+    if path == TEST:
+        return read_parquet(TEST, columns)
+    found = read_prompts(path)
+    unseen = read_parquet(PREPARED / "unseen.parquet", ["prompt_id", "prompt_split"])
+    learned = set(unseen.loc[unseen["prompt_split"] != "test", "prompt_id"])
+    for split in ("train", "validation"):
+        learned |= set(read_parquet(PREPARED / f"{split}.parquet", ["prompt_id"])["prompt_id"])
+    new = without_learned(found, learned, path)
+    if len(new) < len(found):
+        say(
+            f"{label}: {len(found) - len(new)} of {len(found)} prompts of {path} are left out: "
+            "they are in the training or validation data"
+        )
+    return new
+
+
+def some_prompts(found: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
+    """Distinct prompts (columns prompt_id, prompt); a fixed sample if too many."""
+    prompts = found.drop_duplicates("prompt_id").sort_values("prompt_id", ignore_index=True)
     if most is None or len(prompts) <= most:
         return prompts
     chosen = np.random.default_rng(seed).permutation(len(prompts))[:most]
