@@ -87,7 +87,8 @@ STAGES = (
         "generate",
         "generate",
         "Answer held-out prompts for each user.",
-        "The generic user, who stands for everyone unknown, gets answers too. Writes "
+        "Or prompts of your own (generate.prompts_path). The generic user, who stands for everyone "
+        "unknown, gets answers too. Writes "
         "data/generated/METHOD.parquet.",
         methods="all",
     ),
