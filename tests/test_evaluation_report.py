@@ -430,8 +430,8 @@ def test_headline_is_about_the_first_method_not_the_luckiest():
         (
             {"seen": 0.0},
             {},
-            "personalising costs no accuracy against DPO, in points: 0 for its own users served "
-            "as unknown.",
+            "personalising costs no measurable accuracy against DPO, in points: 0 for its own "
+            "users served as unknown.",
         ),
     ],
 )

@@ -23,6 +23,7 @@ from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.params.training import RewardTrainParams
 from prlhf.training.finetune import training_arguments
 from prlhf.training.pairs import Pair, PairCollator
+from prlhf.training.pretrained import Pretrained
 from prlhf.training.reward import (
     RewardTrainer,
     accuracy_report,
@@ -51,7 +52,7 @@ def reward_model(base: BaseModel, kind: str = "individual", **options: Any) -> A
 
 
 def params(**changes: Any) -> RewardTrainParams:
-    shared = train_params().model_dump()
+    shared = train_params().model_dump() | {"pairs": "train"}
     kept = {name: shared[name] for name in RewardTrainParams.model_fields}
     return RewardTrainParams(**(kept | changes))
 
@@ -298,6 +299,36 @@ def test_users_who_disagree_are_told_apart_on_new_texts(
     metrics = trainer.evaluate(lengths(40, seed=2))
     assert metrics["eval_accuracy_user"] >= 0.85
     assert metrics["eval_accuracy_generic"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["cluster", "individual"])
+def test_users_are_told_apart_without_pretraining(
+    tiny_base: BaseModel, tmp_path: Path, kind: str
+) -> None:
+    """As a reward model starts that is to judge: everyone is the same."""
+    sizes = {"tokens": 2, "clusters": 1, "init_scale": 1.0, "generic_pull": 0.0}
+    options = {**sizes, "offset_penalty": 0.0, "seed": 1}
+    known = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
+    pretrained = Pretrained(["gus"], options, known).untrained(["ann", "bob"])
+    assert pretrained.weights is None
+    lm = personalise(tiny_base)
+    lm.user_model = pretrained.initial(kind, lm.base)
+    if kind == "cluster":
+        assert lm.user_model.config()["clusters"] == 2
+    embeddings = lm.user_model(torch.tensor([0, 1, 2]))
+    assert torch.equal(embeddings[1], embeddings[2])
+    assert torch.equal(embeddings[1], embeddings[0])
+    trainer = train(
+        PersonalizedRewardModel(lm),
+        tmp_path,
+        lengths(48, seed=1),
+        epochs=8.0,
+        batch_size=8,
+        micro_batch_size=8,
+        lora_lr=5e-3,
+        user_lr=0.15,
+    )
+    assert trainer.evaluate(lengths(40, seed=2))["eval_accuracy_user"] >= 0.85
 
 
 # -- held-out accuracy ---------------------------------------------------------------------------

@@ -275,7 +275,7 @@ def _cost_sentence(metrics: Mapping[str, Any], name: str, baseline: str) -> str:
     if sure:
         cost = "costs accuracy"
     elif min(gains) >= 0:
-        cost = "costs no accuracy"
+        cost = "costs no measurable accuracy"
     else:
         cost = "costs no more accuracy than chance could explain"
     return (
