@@ -108,8 +108,8 @@ def test_every_fault_is_reported_in_the_order_of_the_file(faults):
         "below 0.5), not 0.5",
         f"params.yaml:{line('train.max_steps')}: train.max_steps: must be a whole number (at "
         "least 1) or null, not 1.5",
-        f"params.yaml:{line('judge.kind')}: judge.kind: must be auto, oracle, reward_model, llm or "
-        'none, not the text "oracel"',
+        f"params.yaml:{line('judge.kind')}: judge.kind: must be auto, oracle, reward_model, "
+        'trained_reward_model, llm or none, not the text "oracel"',
     ]
 
 
