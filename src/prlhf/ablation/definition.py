@@ -198,8 +198,12 @@ def _check_keys(document: CommentedMap, path: Path) -> None:
         if key not in KEYS:
             close = difflib.get_close_matches(str(key), KEYS, n=1)
             fix = f"did you mean {close[0]}?" if close else f"known here: {', '.join(KEYS)}"
-            faults.append(UserError("unknown key", where=f"{_at(document, path, key)}: {key}", fix=fix))
-    faults += [UserError("missing key", where=f"{path}: {key}") for key in REQUIRED if key not in document]
+            faults.append(
+                UserError("unknown key", where=f"{_at(document, path, key)}: {key}", fix=fix)
+            )
+    faults += [
+        UserError("missing key", where=f"{path}: {key}") for key in REQUIRED if key not in document
+    ]
     for key in ("base", "settings"):
         if key in document and not (isinstance(document[key], CommentedMap) and document[key]):
             faults.append(
