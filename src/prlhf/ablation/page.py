@@ -157,9 +157,9 @@ def _about_figures(table: Table) -> str:
     counts = sorted({row.users for row in table.rows})
     users = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
-        f"Method {ablation.method}; mean over {users} users and seed{'s' if several else ''} {seeds}. "
-        f"In brackets {percent(table.bootstrap.level)} bootstrap intervals, which draw users"
-        f"{' and seeds' if several else ''} anew; differences are in points, each user"
+        f"Method {ablation.method}; mean over {users} users and seed{'s' if several else ''} "
+        f"{seeds}. In brackets {percent(table.bootstrap.level)} bootstrap intervals, which draw "
+        f"users{' and seeds' if several else ''} anew; differences are in points, each user"
         f"{' and seed' if several else ''} against the same one."
     )
 

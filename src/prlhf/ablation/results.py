@@ -214,7 +214,7 @@ def _costs(
     by_setting: Mapping[str, Mapping[int, Result]],
     name: str,
     uniform: str | None,
-) -> dict[int, ByUser]:
+) -> dict[int, dict[str, float]]:
     """By seed, what seen users lose as unknown ones against one model for all users."""
     found = {}
     for seed, result in own.items():

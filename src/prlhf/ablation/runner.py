@@ -1,9 +1,9 @@
 """Makes the missing runs of an ablation, each an experiment of DVC's.
 
-The user's files are left alone, and may change meanwhile: runs take place in a Git clone of the last
-commit that shares DVC's cache, in `.dvc/tmp/ablations`. So what runs have in common is computed once,
-and a training that was killed goes on from its last checkpoint. The clone is removed when all is
-done.
+The user's files are left alone, and may change meanwhile: runs take place in a Git clone of the
+last commit that shares DVC's cache, in `.dvc/tmp/ablations`. So what runs have in common is
+computed once, and a training that was killed goes on from its last checkpoint. The clone is removed
+when all is done.
 """
 
 from __future__ import annotations

@@ -54,10 +54,10 @@ def ablate(
 ) -> None:
     """Run the ablations NAME, and write tables of what each choice is worth.
 
-    An ablation is a file in experiments/ablations/. Each of its settings runs once with each seed, as
-    a DVC experiment `ablate-NAME-SETTING-SEED` that starts from the last commit; those that are there
-    already do not run again. Tables are printed, and written to reports/ablations/ when no run is
-    missing.
+    An ablation is a file in experiments/ablations/. Each of its settings runs once with each seed,
+    as a DVC experiment `ablate-NAME-SETTING-SEED` that starts from the last commit; those that are
+    there already do not run again. Tables are printed, and written to reports/ablations/ when no
+    run is missing.
     """
     from prlhf.ablation import definition
 
