@@ -163,13 +163,11 @@ def resolve(ablation: Ablation, params: Path = PARAMS_FILE) -> list[Run]:
             fault with its file and line.
     """
     faults: dict[str, UserError] = {}
-    for setting in ablation.settings:
+    for number, setting in enumerate(ablation.settings):
+        # All seeds once, not under every setting.
+        seeds = list(ablation.seeds)[: None if number == 0 else 1]
         overlay = Experiment(
-            setting.name,
-            ablation.about,
-            dict(setting.changes),
-            {SEED: list(ablation.seeds)},
-            dict(setting.places),
+            setting.name, ablation.about, dict(setting.changes), {SEED: seeds}, dict(setting.places)
         )
         try:
             experiments.check(overlay, params)
@@ -177,10 +175,13 @@ def resolve(ablation: Ablation, params: Path = PARAMS_FILE) -> list[Run]:
             faults |= {str(error): error for error in found.errors}
     if faults:
         raise UserErrors(list(faults.values()))
-    runs = []
+    runs: list[Run] = []
+    known: dict[str, Params] = {}
     for seed, setting in itertools.product(ablation.seeds, ablation.settings):
         text = overridden(params, {**setting.changes, SEED: seed})
-        typed = parse(text)
+        if setting.name not in known:
+            known[setting.name] = parse(text)
+        typed = known[setting.name].model_copy(update={SEED: seed})
         if ablation.method not in typed.compare.trained:
             raise UserError(
                 f"is not trained under {setting.name}",

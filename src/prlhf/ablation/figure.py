@@ -15,14 +15,13 @@ ROW = 34
 
 # The drawing stands alone, so it brings the colours that the report's page has.
 STYLE = """
-svg { font: 13px ui-sans-serif, system-ui, sans-serif; background: #fff; }
+svg { font: 13px ui-sans-serif, system-ui, sans-serif; background: #fff; --dot: #0a72b8; }
 text { fill: #1b1f24; } .soft { fill: #59626d; }
 .rule { stroke: #e1e3e6; } .zero { stroke: #59626d; stroke-dasharray: 4 4; }
-.bar { stroke: #0a72b8; stroke-width: 3; } .pt { fill: #0a72b8; }
+.bar { stroke: var(--dot); stroke-width: 3; }
 @media (prefers-color-scheme: dark) {
-  svg { background: #181c21; } text { fill: #e8eaed; } .soft { fill: #a0a9b4; }
+  svg { background: #181c21; --dot: #56aeec; } text { fill: #e8eaed; } .soft { fill: #a0a9b4; }
   .rule { stroke: #2e343c; } .zero { stroke: #a0a9b4; }
-  .bar { stroke: #56aeec; } .pt { fill: #56aeec; }
 }
 """
 
@@ -56,5 +55,5 @@ def draw(table: Table) -> str:
                 drawing.line(low, y, high, y, kind="bar")
         elif row.setting != baseline:
             continue
-        drawing.mark(0, scale(value), y, 5, fill="", tip=f"{row.setting}: {value:+.1f}")
+        drawing.mark(0, scale(value), y, 5, fill="var(--dot)", tip=f"{row.setting}: {value:+.1f}")
     return f"{drawing.render()}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -14,6 +15,9 @@ from prlhf.evaluation.statistics import Estimate
 from prlhf.experiments import hydra
 
 DIGITS = 6
+WIDTH = 100
+"""Of the lines under the table on a terminal."""
+
 ESTIMATES = ("accuracy", "difference", "generic", "cost", "unseen")
 FIGURES = ("worst_user", "nll", "broken", "words", "seconds")
 
@@ -50,7 +54,7 @@ def text(table: Table) -> str:
     for first, *rest in cells:
         padded = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-    lines.append(_about_figures(table))
+    lines += textwrap.wrap(_about_figures(table), WIDTH)
     return "\n".join(lines)
 
 
@@ -132,22 +136,20 @@ def _cells(table: Table) -> list[list[str]]:
         _Column("nats/token", lambda row: _plain(row.nll, 2)),
         _Column("broken", lambda row: _percent(row.broken)),
         _Column("words", lambda row: _plain(row.words, 0)),
-        _Column("training", lambda row: _plain(row.seconds, 0, " s")),
-        _Column("seeds", lambda row: str(len(row.seeds))),
+        _Column("train stage", lambda row: _plain(row.seconds, 0, " s")),
     ]
+    if table.missing:
+        columns.append(_Column("seeds", lambda row: str(len(row.seeds))))
     shown = [[column.title, *map(column.cell, table.rows)] for column in columns]
     known = [column for column in shown if any(cell != "-" for cell in column[1:])]
     return [list(row) for row in zip(*known, strict=True)]
 
 
 def _row_lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in head[1:])]
-    titles = [head[0].capitalize(), *(title[0].upper() + title[1:] for title in head[1:])]
-    rows = [titles, rule, *body]
-    return [
-        f"| {' | '.join(row)} |".replace("| --- ", "|---").replace(" | ---:", "|---:")
-        for row in rows
-    ]
+    titles = [title[0].upper() + title[1:] for title in head]
+    rule = f"|---|{'---:|' * (len(head) - 1)}"
+    lines = [f"| {' | '.join(row)} |" for row in (titles, *body)]
+    return [lines[0], rule, *lines[1:]]
 
 
 def _about_figures(table: Table) -> str:

@@ -23,6 +23,8 @@ from prlhf.evaluation.statistics import Bootstrap, Estimate, Floats
 PER_USER = "reports/per_user.csv"
 KEY_FIGURES = "reports/headline.json"
 UNIFORM = "uniform"
+RESUMED = ": resuming from step "
+"""What training says that goes on from a checkpoint; its time is not that of the whole."""
 
 PLAIN = ("worst_user", "nll", "broken", "words")
 """Figures of reports/headline.json that are averaged over seeds."""
@@ -41,7 +43,7 @@ class Result:
         unseen: Held-out user -> accuracy.
         dpo: Seen user -> accuracy of the method `dpo` of the same run, if it has one.
         figures: Those of `PLAIN` that the run has.
-        seconds: What training took, pretraining included; None if it was not measured here.
+        seconds: What its stage `train` took; None if it was not measured here.
     """
 
     found: Found
@@ -70,7 +72,7 @@ class Row:
             else of the setting with the uniform user model.
         unseen: Accuracy of users held out whole.
         nll, broken, words: Of the answers; see docs/experiments.md.
-        seconds: What training took, mean over seeds.
+        seconds: What the stage `train` took, mean over seeds.
     """
 
     setting: str
@@ -239,13 +241,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _seconds(project: Project, run: Run, method: str) -> float | None:
-    """What a run's log says, if the run was made here, without interruption and without cache."""
+    """What a run's log says, if it was trained here, at one go and not out of the cache."""
     log = log_file(project, run.experiment)
     text = log.read_text(encoding="utf-8") if log.is_file() else ""
-    stages = ("pretrain_user_model", f"train@{method}")
-    found = [
-        re.findall(rf"^{re.escape(stage)}: done in ([\d.]+) s$", text, re.M) for stage in stages
-    ]
-    if "resum" in text or any(len(each) != 1 for each in found):
-        return None
-    return sum(float(each[0]) for each in found)
+    found = re.findall(rf"^train@{re.escape(method)}: done in ([\d.]+) s$", text, re.M)
+    return float(found[0]) if len(found) == 1 and RESUMED not in text else None
