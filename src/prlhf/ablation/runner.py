@@ -123,6 +123,8 @@ class Runner:
             copies.put(self._place / f"copy-{number + 1}")
 
         def one(run: Run) -> None:
+            if self._stopped:
+                return
             copy = copies.get()
             with self._guard:
                 say(count.begin(ablation, run, self._jobs))
@@ -250,12 +252,20 @@ def environment(directory: Path) -> dict[str, str]:
 
 def _populate(project: Project, copy: Path) -> None:
     """Bring a copy to the files of the commit, whatever an earlier run has left there."""
-    if not (copy / ".git").is_dir():
-        shutil.rmtree(copy, ignore_errors=True)
-        clone = ("clone", "--quiet", "--shared", "--no-checkout")
-        git(project.top, *clone, str(project.top), str(copy))
-        for key in ("user.name", "user.email"):
-            git(copy, "config", key, _setting(project, key))
+    if (copy / ".git").is_dir():
+        # A kill can leave Git's own locks behind: then a new clone is made.
+        with contextlib.suppress(UserError):
+            _checkout(project, copy)
+            return
+    shutil.rmtree(copy, ignore_errors=True)
+    clone = ("clone", "--quiet", "--shared", "--no-checkout")
+    git(project.top, *clone, str(project.top), str(copy))
+    for key in ("user.name", "user.email"):
+        git(copy, "config", key, _setting(project, key))
+    _checkout(project, copy)
+
+
+def _checkout(project: Project, copy: Path) -> None:
     git(copy, "checkout", "--quiet", "--force", "--detach", project.head)
     git(copy, "clean", "--quiet", "-d", "--force")
     # DVC would go on with what a killed run has stashed there.
