@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prlhf.commands import ablate as ablate_commands
 from prlhf.commands import data as data_commands
 from prlhf.commands import experiment as experiment_commands
 from prlhf.commands import params as params_commands
@@ -207,6 +208,9 @@ for _command in (
     experiment_commands.table,
 ):
     experiment_group.add_command(_command)
+
+
+app.add_command(ablate_commands.ablate)
 
 
 @app.group(cls=Commands, name="params")

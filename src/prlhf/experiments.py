@@ -73,13 +73,18 @@ def names(root: Path = ROOT) -> list[str]:
     return sorted(path.stem for path in root.glob("*.yaml"))
 
 
-def read(name: str, root: Path = ROOT) -> Experiment:
+def read(name: str, root: Path = ROOT, asked_by: str | None = None) -> Experiment:
     """Read an overlay and those that it builds on; values are not checked.
+
+    Args:
+        name: Of the experiment.
+        root: The directory of overlays.
+        asked_by: What messages call the place that names it.
 
     Raises:
         UserError: There is no such experiment, or its file has faults.
     """
-    return _read(name, root, (), f"experiment {name}")
+    return _read(name, root, (), asked_by or f"experiment {name}")
 
 
 def check(experiment: Experiment, params: Path = PARAMS_FILE) -> None:
@@ -178,10 +183,10 @@ def _read(name: str, root: Path, children: tuple[str, ...], asked_by: str) -> Ex
     own = {key: value for key, value in document.items() if key not in (EXTENDS, GRID)}
     line = {key: document.lc.key(key)[0] + 1 for key in document}
     changes, places = {}, {}
-    for key, value, number in _leaves(own, document):
+    for key, value, number in leaves(own, document):
         changes[key], places[key] = value, f"{path}:{number}"
     grid = {}
-    for key, values, number in _leaves({GRID: document.get(GRID, {})}, document):
+    for key, values, number in leaves({GRID: document.get(GRID, {})}, document):
         if key == GRID and not values:
             continue
         if not (isinstance(values, list) and values):
@@ -195,7 +200,7 @@ def _read(name: str, root: Path, children: tuple[str, ...], asked_by: str) -> Ex
         base = _read(str(parent), root, (*children, name), where)
     return Experiment(
         name,
-        _about(path),
+        about(path),
         base.changes | changes,
         {key: values for key, values in base.grid.items() if key not in changes} | grid,
         base.places | places,
@@ -206,13 +211,19 @@ def _path(name: str, root: Path) -> Path:
     return root / f"{name}.yaml"
 
 
-def _leaves(node: Any, document: Any, prefix: str = "") -> Iterator[tuple[str, Any, int]]:
-    """Dotted key, value and line of everything in an overlay that is no section."""
+def leaves(node: Any, document: Any, prefix: str = "") -> Iterator[tuple[str, Any, int]]:
+    """Dotted key, value and line of everything in an overlay that is no section.
+
+    Args:
+        node: The mapping to go through.
+        document: The same with ruamel's lines; keys that it lacks get line 0.
+        prefix: Of the dotted keys.
+    """
     for name, value in node.items():
         key = f"{prefix}{name}"
         line = document.lc.key(name)[0] + 1 if name in document else 0
         if isinstance(value, dict) and value:
-            yield from _leaves(value, value, f"{key}.")
+            yield from leaves(value, value, f"{key}.")
         else:
             yield key, plain(value), line
 
@@ -223,7 +234,8 @@ def _place(experiment: Experiment, key: str) -> str:
     return places.get(key) or next((places[k] for k in places if k.startswith(f"{key}.")), "")
 
 
-def _about(path: Path) -> str:
+def about(path: Path) -> str:
+    """The comment at the top of a file, in one line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
     return " ".join(line.lstrip("# ") for line in comment).strip()
