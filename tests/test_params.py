@@ -136,7 +136,7 @@ def test_every_fault_is_reported_in_the_order_of_the_file(faults):
             "must be a whole number (at least 1) or auto, not the text",
         ),
         ("user_model.clusters", "0", "must be a whole number (at least 1) or auto, not 0"),
-        ("methods.dpo.kind", "cluser", "must be uniform, individual or cluster, not the text"),
+        ("methods.dpo.kind", "cluser", "must be uniform, individual, cluster or group, not the text"),
         ("methods.dpo", "3\n  x:", "must be a mapping, not 3"),
         ("data.path", "''", 'must be text (not empty), not the text ""'),
         ("model.revision", "2024-01-01", "must be text or null, not 2024-01-01"),
@@ -358,7 +358,7 @@ def test_the_reference_has_every_key_its_range_and_its_readers():
         ):
             continue
         assert f"| `{'.'.join(path)}` |" in text
-    assert "| `methods.<name>.kind` | uniform, individual or cluster |" in text
+    assert "| `methods.<name>.kind` | uniform, individual, cluster or group |" in text
     assert "| `judge.llm.criteria.<name>` | text | not empty | What users of this gr" in text
     assert "| `train.alpha` | a number | from 0 to 1 | Weight of the" in text
     assert "| `user_model.clusters` | a whole number or auto | at least 1 | " in text
