@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from prlhf.data.canonical import message_prompts, text_prompts
 from prlhf.data.contract import (
     ROW_COLUMNS,
     SPLIT_COLUMNS,
@@ -17,7 +18,6 @@ from prlhf.data.contract import (
     describe,
     encodable,
 )
-from prlhf.data.canonical import message_prompts, text_prompts
 from prlhf.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from prlhf.data import checks
-from prlhf.data.contract import SPLIT_COLUMNS, SPLITS
 from prlhf.data.canonical import prompt_lengths
+from prlhf.data.contract import SPLIT_COLUMNS, SPLITS
 from prlhf.data.splits import Prepared, split
 from prlhf.data.suite import Validator
 from prlhf.errors import UserError
