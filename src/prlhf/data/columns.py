@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from prlhf.data.canonical import message_prompts, text_prompts
 from prlhf.data.contract import (
     ROW_COLUMNS,
     SPLIT_COLUMNS,
@@ -64,7 +65,7 @@ def contract_rows(records: Records, mapping: Mapping[str, str | None], source: s
     for name, convert in converters.items():
         theirs = mapping.get(name)
         if theirs is not None:
-            arrays[name] = convert(records, theirs)
+            arrays[name] = _in_one_piece(convert(records, theirs))
     return typed_rows(pa.table(arrays).to_pandas())
 
 
@@ -83,6 +84,17 @@ def typed_rows(frame: pd.DataFrame) -> pd.DataFrame:
     types = {"row": "int64", "weight": "float64", "unseen": "boolean"}
     types |= dict.fromkeys((*texts, *own), "str")
     return frame.assign(**filled)[[*ROW_COLUMNS, *own]].astype(types)
+
+
+def _in_one_piece(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The same values, however they were read: equal tables are to be equal files."""
+    import pyarrow as pa
+
+    if isinstance(column, pa.ChunkedArray):
+        # Large: over 2 GB of text do not fit one array of the common kind.
+        column = column.cast(pa.large_string()) if _is_text(column.type) else column
+        column = column.combine_chunks()
+    return column
 
 
 def _require_columns(records: Records, mapping: Mapping[str, str | None]) -> None:
@@ -231,15 +243,18 @@ def _prompts(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
     column = _decoded(records, name)
     if not isinstance(column, list):
         if _is_text(column.type):
-            return _text_prompts(column.cast(pa.string()))
+            return text_prompts(column)
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise _wrong_column(records, name, column.type, "text or lists of messages")
+        prompts = message_prompts(column)
+        if prompts is not None:
+            return prompts
         column = column.to_pylist()
     known: dict[str, str | None] = {}
-    prompts: list[str | None] = []
+    found: list[str | None] = []
     for index, value in enumerate(column):
         if isinstance(value, str) and value in known:
-            prompts.append(known[value])
+            found.append(known[value])
             continue
         try:
             prompt = None if value is None else canonical_prompt(value)
@@ -249,19 +264,5 @@ def _prompts(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
             raise _wrong(records, index, name, str(error)) from error
         if isinstance(value, str):
             known[value] = prompt
-        prompts.append(prompt)
-    return pa.array(prompts, pa.string())
-
-
-def _text_prompts(column: pa.ChunkedArray) -> pa.Array:
-    """Canonical prompts of a text column, one call for each distinct text."""
-    import pyarrow as pa
-
-    # Large: over 2 GB of text do not fit one array of the common kind.
-    encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
-    distinct = [_text_prompt(text) for text in encoded.dictionary.to_pylist()]
-    return pa.array(distinct, pa.string()).take(encoded.indices)
-
-
-def _text_prompt(text: str) -> str | None:
-    return canonical_prompt(text) if text.strip() else None
+        found.append(prompt)
+    return pa.array(found, pa.string())

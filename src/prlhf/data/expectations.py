@@ -1,7 +1,8 @@
-"""An expectation that Great Expectations lacks. Importing this module takes seconds.
+"""What Great Expectations lacks for large tables. Importing this module takes seconds.
 
-Its own `expect_select_column_values_to_be_unique_within_record` asks the same of each record in a
-Python function: 300,000 pairs of responses took 15 seconds, here they take a tenth of one.
+Its own `expect_select_column_values_to_be_unique_within_record` asks each record in a Python
+function whether two columns differ: 300,000 pairs of responses took 15 seconds, here they take a
+tenth of one. And its engine for pandas copies whole tables, several times for each expectation.
 """
 
 # The library re-exports its parts without marking them as exported.
@@ -20,6 +21,32 @@ from great_expectations.expectations.metrics.map_metric_provider import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class NarrowPandasExecutionEngine(PandasExecutionEngine):
+    """Gives an expectation the columns that it looks at, and no others.
+
+    Rows that do not count (those with a missing value, say) are filtered out anew for every step of
+    every expectation: in a table of texts, all columns but one are copied in vain.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._narrow = PandasExecutionEngine()
+
+    def get_domain_records(self, domain_kwargs: dict[str, Any]) -> pd.DataFrame:
+        """The rows that count, of the columns that `domain_kwargs` names; all if it names none."""
+        table = super().get_domain_records({"batch_id": domain_kwargs.get("batch_id")})
+        keys = ("column", "column_A", "column_B")
+        names = [domain_kwargs[key] for key in keys if key in domain_kwargs]
+        names = list(dict.fromkeys([*names, *domain_kwargs.get("column_list", [])]))
+        if not names or domain_kwargs.get("row_condition") or not set(names) <= set(table.columns):
+            return super().get_domain_records(domain_kwargs)
+        self._narrow.load_batch_data("narrow", table[names])
+        try:
+            return self._narrow.get_domain_records({**domain_kwargs, "batch_id": "narrow"})
+        finally:
+            self._narrow.batch_manager.reset_batch_cache()
 
 
 class ColumnPairValuesDistinct(ColumnPairMapMetricProvider):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from prlhf.data.randomness import generator, shuffled
 from prlhf.io import content_hash
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+
+PIECE: Final = 2**16
+"""Rows hashed at a time."""
 
 
 def sample(
@@ -36,13 +40,26 @@ def flip_labels(rows: pd.DataFrame, *, seed: int, probability: float) -> pd.Data
     """
     if not probability:
         return rows
-    import pandas as pd
-
     judged = rows[["user_id", "prompt", "chosen", "rejected"]]
-    key = content_hash("label_noise", str(seed))
-    draws = pd.util.hash_pandas_object(judged, index=False, hash_key=key).to_numpy() / 2.0**64
+    draws = row_hashes(judged, key=content_hash("label_noise", str(seed))) / 2.0**64
     flipped = draws < probability
     return rows.assign(
         chosen=rows["chosen"].mask(flipped, rows["rejected"]),
         rejected=rows["rejected"].mask(flipped, rows["chosen"]),
     )
+
+
+def row_hashes(rows: pd.DataFrame, key: str | None = None) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A hash of each row's content, whatever the file format or library that stores it.
+
+    Args:
+        rows: The rows; their index does not count.
+        key: 16 characters that make the hashes others.
+    """
+    import numpy as np
+    import pandas as pd
+
+    # pandas hashes Python objects that it makes of the values: of some rows at a time.
+    parts = [rows.iloc[start : start + PIECE] for start in range(0, max(1, len(rows)), PIECE)]
+    hashes = [pd.util.hash_pandas_object(part, index=False, hash_key=key) for part in parts]
+    return np.concatenate([each.to_numpy() for each in hashes])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from prlhf.data import builtin, public
 from prlhf.data.columns import contract_rows
-from prlhf.data.files import find_files, read_file, table_records
+from prlhf.data.files import Records, find_files, read_file, table_records
+from prlhf.data.json_lines import read_columns
 from prlhf.errors import UserError
 from prlhf.progress import say
 
@@ -68,11 +69,17 @@ def read_local(path: Path, mapping: Mapping[str, str | None]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    wanted = {theirs for theirs in mapping.values() if theirs is not None}
     frames = [
-        contract_rows(read_file(file, wanted), mapping, file.name) for file in find_files(path)
+        contract_rows(_records(file, mapping), mapping, file.name) for file in find_files(path)
     ]
-    return pd.concat(frames, ignore_index=True)
+    return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+
+
+def _records(file: Path, mapping: Mapping[str, str | None]) -> Records:
+    records = read_columns(file, mapping)
+    if records is None:
+        records = read_file(file, {theirs for theirs in mapping.values() if theirs is not None})
+    return records
 
 
 def read_hub(hub: HubParams, mapping: Mapping[str, str | None]) -> pd.DataFrame:

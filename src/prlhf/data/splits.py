@@ -69,14 +69,14 @@ def split(rows: pd.DataFrame, *, seed: int, shares: SplitParams) -> Prepared:
     if "side" in rows:
         prompt_split = _own_sides(rows, of_unseen, seed, shares, notes)
     else:
-        sides = _sides(rows.loc[~of_unseen, "prompt_id"], seed, shares)
+        sides = _sides(rows.loc[~of_unseen, "prompt_id"].unique(), seed, shares)
         _require_sides(sides, shares)
-        others = set(rows["prompt_id"]) - sides.keys()
+        others = set(rows["prompt_id"].unique()) - sides.keys()
         sides |= _sides(others, seed, shares)
         prompt_split = rows["prompt_id"].map(sides)
 
-    trained = set(rows.loc[~of_unseen & (prompt_split == "train"), "user_id"])
-    untrained = sorted(set(rows["user_id"]) - trained - unseen)
+    trained = set(rows.loc[~of_unseen & (prompt_split == "train"), "user_id"].unique())
+    untrained = sorted(set(rows["user_id"].unique()) - trained - unseen)
     if untrained:
         some = ", ".join(untrained[:NAMED]) + (", ..." if len(untrained) > NAMED else "")
         notes.append(f"users without a training prompt count as unseen ({len(untrained)}): {some}")
@@ -101,11 +101,11 @@ def _unseen_users(rows: pd.DataFrame, seed: int, share: float) -> set[str]:
     """
     marked = rows["unseen"].notna()
     if marked.any():
-        unseen = set(rows.loc[rows["unseen"].fillna(False).astype(bool), "user_id"])
-        if unseen == set(rows["user_id"]):
+        unseen = set(rows.loc[rows["unseen"].fillna(False).astype(bool), "user_id"].unique())
+        if unseen == set(rows["user_id"].unique()):
             raise UserError("the data set marks all of its users as unseen")
         return unseen
-    users = shuffled(rows["user_id"], seed, "unseen_users")
+    users = shuffled(rows["user_id"].unique(), seed, "unseen_users")
     return set(users[: min(_count(len(users), share), max(0, len(users) - 2))])
 
 

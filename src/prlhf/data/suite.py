@@ -89,9 +89,12 @@ class Validator:
         import great_expectations as gx
         from great_expectations.data_context.types.base import ProgressBarsConfig
 
+        from prlhf.data.expectations import NarrowPandasExecutionEngine
+
         self._context = gx.get_context(mode="ephemeral")
         self._context.variables.progress_bars = ProgressBarsConfig(globally=False)
         self._tables = self._context.data_sources.add_or_update_pandas("prlhf")
+        type(self._tables).execution_engine_override = NarrowPandasExecutionEngine
         self.findings: dict[str, list[Finding]] = {}
 
     def run(self, suite: str, frame: pd.DataFrame, checks: Sequence[Check]) -> list[Finding]:
@@ -121,6 +124,8 @@ class Validator:
         outcome = self._context.checkpoints.add_or_update(checkpoint).run(
             batch_parameters={"dataframe": frame}
         )
+        # It would keep the table for as long as there is a context.
+        self._tables.get_execution_engine().batch_manager.reset_batch_cache()
         (result,) = outcome.run_results.values()
         found = {_place(each): each for each in result.results}
         findings = [_finding(check, found[place]) for place, check in enumerate(checks)]

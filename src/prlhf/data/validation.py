@@ -10,19 +10,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from prlhf.data import checks
-from prlhf.data.contract import SPLIT_COLUMNS, SPLITS, pair_id, prompt_chars, prompt_id
+from prlhf.data.canonical import prompt_lengths
+from prlhf.data.contract import SPLIT_COLUMNS, SPLITS
 from prlhf.data.splits import Prepared, split
 from prlhf.data.suite import Validator
 from prlhf.errors import UserError
-from prlhf.io import content_hash
+from prlhf.io import content_hashes
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
     from prlhf.params import SplitParams, ValidateParams
 
 REASONS: Final = (*checks.ROW_FAULTS, "contradiction", "duplicate", checks.TOO_FEW_PAIRS)
 """Why a row is quarantined; a row with several faults has the first."""
+
+PIECE: Final = 2**16
+"""Rows whose ids are made at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def prepare(
     quarantine = rows[faulty].drop(columns=["prompt_id", "pair_id", "unordered_id", "prompt_chars"])
     quarantine = quarantine.assign(reason=reasons[faulty]).reset_index(drop=True)
     usable = rows[~faulty].reset_index(drop=True)
+    del rows  # With many texts, the largest thing in memory.
     counts = _counts(reasons)
 
     _check_quarantine(validator, faulty, counts, rules)
@@ -93,7 +99,7 @@ def prepare(
     warnings = [*(prepared.notes if prepared else []), *warnings]
     summary = {
         "success": error is None,
-        "rows": {"ingested": len(rows), "usable": len(usable), "quarantined": len(quarantine)},
+        "rows": {"ingested": len(reasons), "usable": len(usable), "quarantined": len(quarantine)},
         "quarantined": counts,
         **(_describe(prepared) if prepared else {}),
         "warnings": warnings,
@@ -116,23 +122,53 @@ def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
     `unordered_id` is the same for both verdicts on a pair by one user.
     """
     import pandas as pd
+    import pyarrow as pa
 
-    distinct = rows["prompt"].dropna().unique().tolist()
-    prompt_ids = rows["prompt"].map({prompt: prompt_id(prompt) for prompt in distinct})
-    lengths = rows["prompt"].map({prompt: prompt_chars(prompt) for prompt in distinct})
-    judged = rows[["user_id", "prompt", "chosen", "rejected"]].dropna()
-    columns = [judged[name].tolist() for name in judged.columns]
-    ordered = [pair_id(*values) for values in zip(*columns, strict=True)]
-    unordered = [
-        content_hash(user, prompt, *sorted((chosen, rejected)))
-        for user, prompt, chosen, rejected in zip(*columns, strict=True)
-    ]
+    codes, distinct = pd.factorize(rows["prompt"])
+    places = pa.array(codes, mask=codes < 0)
+    prompts = _arrow(distinct)
+    starts = range(0, max(1, len(rows)), PIECE)
+    prompt_ids = [content_hashes([prompts.slice(start, PIECE)]) for start in starts]
+    judged = rows[["user_id", "prompt", "chosen", "rejected"]]
+    pair_ids = pd.concat([_pair_ids(judged.iloc[start : start + PIECE]) for start in starts])
     return rows.assign(
-        prompt_id=prompt_ids.astype("str"),
-        prompt_chars=lengths.astype("float64"),
-        pair_id=pd.Series(ordered, index=judged.index, dtype="str"),
-        unordered_id=pd.Series(unordered, index=judged.index, dtype="str"),
+        prompt_id=_taken(pa.chunked_array(prompt_ids, pa.large_string()), places).astype("str"),
+        prompt_chars=_taken(prompt_lengths(prompts), places).astype("float64"),
+        pair_id=pair_ids["pair_id"],
+        unordered_id=pair_ids["unordered_id"],
     )
+
+
+def _arrow(texts: pd.Series[str] | pd.Index[str]) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    found = pa.array(texts, pa.large_string())
+    return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
+
+
+def _taken(values: pa.ChunkedArray, places: pa.Array) -> pd.Series[Any]:
+    """The values at these places, missing where a place is."""
+    found: pd.Series[Any] = values.combine_chunks().take(places).to_pandas()
+    return found
+
+
+def _pair_ids(judged: pd.DataFrame) -> pd.DataFrame:
+    """`pair_id` and `unordered_id` of judgements, missing where a part is."""
+    import pandas as pd
+    import pyarrow.compute as pc
+
+    whole = judged.dropna()
+    columns = [_arrow(whole[name]).combine_chunks() for name in judged.columns]
+    chosen, rejected = columns[2:]
+    in_order = pc.less(chosen, rejected)
+    first, second = (
+        pc.if_else(in_order, *pair) for pair in ((chosen, rejected), (rejected, chosen))
+    )
+    ids = {
+        "pair_id": content_hashes(columns),
+        "unordered_id": content_hashes([*columns[:2], first, second]),
+    }
+    return pd.DataFrame(ids, whole.index, dtype="str").reindex(judged.index)
 
 
 def _reasons(rows: pd.DataFrame, validator: Validator, rules: ValidateParams) -> pd.Series[str]:

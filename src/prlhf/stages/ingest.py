@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,8 +12,6 @@ from prlhf.io import atomic_path, write_json, write_parquet
 from prlhf.progress import say
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from prlhf.params import DataParams
 
 PARAMS: Final = ("seed", "data")
@@ -37,18 +35,10 @@ def run(*, seed: int, data: DataParams) -> None:
         "source": data.source,
         "task": source.task,
         "rows": len(rows),
-        "content_hash": _hash(rows),
+        "content_hash": blake2b(sampling.row_hashes(rows).tobytes(), digest_size=16).hexdigest(),
     }
     with atomic_path(OUTPUT, directory=True) as directory:
         write_parquet(directory / "rows.parquet", rows)
         write_json(directory / "dataset.json", dataset)
     kept = "" if len(rows) == len(source.rows) else f" of {len(source.rows)}"
     say(f"ingest: {source.name}: {len(rows)}{kept} rows of {rows['user_id'].nunique()} users")
-
-
-def _hash(rows: pd.DataFrame) -> str:
-    """A hash of the rows' content, whatever the file format or library that stores them."""
-    import pandas as pd
-
-    of_rows = pd.util.hash_pandas_object(rows, index=False)
-    return hashlib.blake2b(of_rows.to_numpy().tobytes(), digest_size=16).hexdigest()

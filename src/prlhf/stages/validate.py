@@ -38,9 +38,15 @@ def run(*, seed: int, rules: ValidateParams, split: SplitParams) -> None:
     Raises:
         UserError: The data are not fit for use.
     """
-    rows = read_parquet(INPUT / "rows.parquet")
     dataset = read_json(INPUT / "dataset.json")
-    outcome = prepare(rows, name=dataset["name"], seed=seed, rules=rules, shares=split)
+    # Not kept here, so that they can go when they have been sorted.
+    outcome = prepare(
+        read_parquet(INPUT / "rows.parquet"),
+        name=dataset["name"],
+        seed=seed,
+        rules=rules,
+        shares=split,
+    )
     if outcome.prepared is None:
         assert outcome.error is not None
         _write_diagnosis(outcome)
