@@ -65,6 +65,7 @@ def train_params(**changes: Any) -> TrainParams:
         "max_steps": None,
         "batch_size": 4,
         "micro_batch_size": 4,
+        "term_sampling": False,
         "warmup_ratio": 0.0,
         "schedule": "linear",
         "max_grad_norm": 1.0,

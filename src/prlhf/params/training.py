@@ -159,6 +159,11 @@ class FitParams(Section):
         description="Pairs per forward pass; must divide `batch_size`. Lower it when memory is "
         "short: the gradient stays the same.",
     )
+    term_sampling: bool = Field(
+        description="Compute one term of each pair at a time, the personalised one with "
+        "probability `alpha`, else the generic user's: half the computation, and the same "
+        "objective on average, with more noise. Validation always computes both."
+    )
     warmup_ratio: float = Field(
         ge=0, lt=1, description="Share of the steps in which the learning rates rise from 0."
     )

@@ -67,6 +67,7 @@ def finetune(
             eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
             lora_lr=train.lora_lr,
             user_lr=train.user_lr,
+            term_sampling=train.term_sampling,
             callbacks=callbacks,
         ),
         train,

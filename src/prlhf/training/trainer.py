@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -28,6 +28,7 @@ from prlhf.models.packing import Packed, Row
 from prlhf.models.personalized import CARD, TABLES, PersonalizedLM, load_user_model
 from prlhf.models.user_model import UserModel
 from prlhf.training.optim import build_optimizer, clip_gradients
+from prlhf.training.order import PairOrder, VisitedPairs
 from prlhf.training.pairs import Pair, PairBatch, PairCollator
 
 MEANS = "running_means.pt"
@@ -47,10 +48,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class PairLosses:
-    """What a batch of P pairs gives, each [P]; metrics of a condition not computed are missing."""
+    """What a batch of P pairs gives, each [P]; metrics of a condition not computed are missing.
+
+    `known` says for which pairs a metric is known, bool [P]; without an entry it is for all.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    known: dict[str, Tensor] = field(default_factory=dict)
 
 
 def pair_losses(model: nn.Module, batch: PairBatch, objective: Objective) -> PairLosses:
@@ -62,12 +67,12 @@ def pair_losses(model: nn.Module, batch: PairBatch, objective: Objective) -> Pai
         objective: the loss and its weights.
     """
     pairs = len(batch)
-    scores = model(batch.packed)
+    scores = model(batch.packed, users=batch.penalised)
     by_condition = scores.logps.view(-1, pairs, 2)
     tokens = scores.tokens.view(-1, pairs, 2)[0, :, 0]
     conditions = iter(by_condition)
     terms: dict[str, Tensor] = {}
-    metrics: dict[str, Tensor] = {}
+    watched = Watched(batch)
     nlls: dict[str, Tensor] = {}
     shortfalls: dict[str, Tensor] = {}
     for name, present in (("user", batch.as_user), ("generic", batch.as_generic)):
@@ -78,8 +83,7 @@ def pair_losses(model: nn.Module, batch: PairBatch, objective: Objective) -> Pai
         terms[name] = h
         nlls[name] = objectives.chosen_nll(chosen, tokens)
         shortfalls[name] = objectives.chosen_shortfall(chosen, batch.ref_chosen, tokens)
-        metrics[f"accuracy_{name}"] = agreement(h)
-        metrics[f"margin_{name}"] = h.detach()
+        watched.add(name, accuracy=agreement(h), margin=h.detach())
     alpha = weight_of_user(batch, objective.alpha)
     loss = objectives.pdpo_loss(
         terms.get("user"),
@@ -91,10 +95,33 @@ def pair_losses(model: nn.Module, batch: PairBatch, objective: Objective) -> Pai
     )
     nll = objectives.two_term(nlls.get("user"), nlls.get("generic"), alpha)
     shortfall = objectives.two_term(shortfalls.get("user"), shortfalls.get("generic"), alpha)
-    metrics["nll"] = nll.detach()
-    metrics["preference_loss"] = loss.detach()
+    watched.metrics["nll"] = nll.detach()
+    watched.metrics["preference_loss"] = loss.detach()
     total = loss + objective.nll * nll + objective.chosen_penalty * shortfall
-    return PairLosses(total + user_penalty(batch, scores.penalty), metrics)
+    return watched.losses(total, scores.penalty)
+
+
+class Watched:
+    """Metrics of the pairs of a batch by the condition they were computed under."""
+
+    def __init__(self, batch: PairBatch) -> None:
+        self.drawn = batch.drawn
+        self.metrics: dict[str, Tensor] = {}
+        self.known: dict[str, Tensor] = {}
+
+    def add(self, condition: str, **values: Tensor) -> None:
+        """Values [P] of pairs under `user` or `generic`, or under what was drawn for each."""
+        for name, value in values.items():
+            if self.drawn is None:
+                self.metrics[f"{name}_{condition}"] = value
+                continue
+            for drawn, known in (("user", self.drawn), ("generic", ~self.drawn)):
+                self.metrics[f"{name}_{drawn}"] = value
+                self.known[f"{name}_{drawn}"] = known
+
+    def losses(self, loss: Tensor, penalty: Tensor | None) -> PairLosses:
+        """The losses [P] with the regulariser of each pair's user, and the metrics."""
+        return PairLosses(loss if penalty is None else loss + penalty, self.metrics, self.known)
 
 
 def agreement(margin: Tensor) -> Tensor:
@@ -106,18 +133,9 @@ def weight_of_user(batch: PairBatch, alpha: float) -> float:
     """The weight of the personalised term, given which conditions were computed."""
     if batch.as_user and batch.as_generic:
         return alpha
-    # One condition stands for both (a uniform user model), or the other has no weight.
+    # One condition stands for both (a uniform user model), or the other has no weight, or one was
+    # drawn with these weights as probabilities.
     return 1.0 if batch.as_user else 0.0
-
-
-def user_penalty(batch: PairBatch, penalty: Tensor | None) -> Tensor | float:
-    """The regulariser of each pair's user, [P], from that of each row; 0 if no row is a user's."""
-    if not batch.as_user or penalty is None:
-        return 0.0
-    # Rows of a batch without the tree mask are two to a pair; the user's come first either way.
-    pairs = len(batch)
-    rows_per_pair = len(penalty) // (pairs * (1 + batch.as_generic))
-    return penalty[: pairs * rows_per_pair : rows_per_pair]
 
 
 class PairModel(Protocol):
@@ -157,6 +175,8 @@ class PairTrainer(Trainer):
         arguments: Hugging Face training arguments; a device batch is counted in pairs.
         train_pairs, eval_pairs: what to learn from, and a fixed sample to watch.
         lora_lr, user_lr: learning rates of the user model, and of all else that is trained.
+        term_sampling: compute one of a training pair's two terms at a time, drawn with their
+            weights as probabilities, instead of both.
         callbacks: called as by `Trainer`; its own printing and bars are switched off.
     """
 
@@ -173,14 +193,17 @@ class PairTrainer(Trainer):
         eval_pairs: Sequence[Pair],
         lora_lr: float,
         user_lr: float,
+        term_sampling: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         as_user, as_generic = conditions(model, alpha)
+        # Where one term is all there is, there is nothing to draw.
+        self.drawn_with = alpha if term_sampling and as_user and as_generic else None
         super().__init__(
             model=cast(nn.Module, model),
             args=arguments,
             data_collator=PairCollator(model.pack, as_user, as_generic),
-            train_dataset=cast(Any, list(train_pairs)),
+            train_dataset=cast(Any, VisitedPairs(train_pairs)),
             eval_dataset=cast(Any, list(eval_pairs)),
             callbacks=list(callbacks),
         )
@@ -189,9 +212,20 @@ class PairTrainer(Trainer):
         # Tells the Trainer that the loss is already normalised over the accumulated batches.
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, Tensor] = {}
-        self._weight: Tensor | float = 0.0
+        self._weights: dict[str, Tensor] = {}
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
+        return PairOrder(
+            len(self.train_dataset),
+            seed=self.args.data_seed,
+            # Asked for as an epoch begins; in the middle of one when a run is resumed.
+            epoch=lambda: int(self.state.epoch or 0),
+            alpha=self.drawn_with,
+        )
 
     # -- what a subclass says --------------------------------------------------------------------
 
@@ -232,12 +266,18 @@ class PairTrainer(Trainer):
         """Add to the running means, on the device: reading them waits for the next log."""
         values = {"loss": result.loss.detach(), **result.metrics}
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value * weight).sum()
-        self._weight = self._weight + weight.sum()
+            counted = weight * result.known[name] if name in result.known else weight
+            self._sums[name] = self._sums.get(name, 0.0) + (value * counted).sum()
+            self._weights[name] = self._weights.get(name, 0.0) + counted.sum()
 
     def _take_means(self) -> dict[str, float]:
-        means = {name: float(total / self._weight) for name, total in self._sums.items()}
-        self._sums, self._weight = {}, 0.0
+        """Means so far; what was known of no pair has none."""
+        means = {
+            name: float(total / self._weights[name])
+            for name, total in self._sums.items()
+            if self._weights[name] > 0
+        }
+        self._sums, self._weights = {}, {}
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -257,8 +297,8 @@ class PairTrainer(Trainer):
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
         if not pairs:
             return {}
-        kept = self._sums, self._weight
-        self._sums, self._weight = {}, 0.0
+        kept = self._sums, self._weights
+        self._sums, self._weights = {}, {}
         training = self.model.training
         self.model.eval()
         try:
@@ -268,7 +308,7 @@ class PairTrainer(Trainer):
             means = self._take_means()
         finally:
             self.model.train(training)
-            self._sums, self._weight = kept
+            self._sums, self._weights = kept
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -315,7 +355,7 @@ class PairTrainer(Trainer):
         directory = Path(output_dir or cast(str, self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
         cast(PairModel, self.model).save_pretrained(directory)
-        torch.save((self._sums, self._weight), directory / MEANS)
+        torch.save((self._sums, self._weights), directory / MEANS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -323,7 +363,7 @@ class PairTrainer(Trainer):
         directory = Path(resume_from_checkpoint)
         self.load_model(directory)
         # A resumed run logs what an uninterrupted one would, also halfway between two logs.
-        self._sums, self._weight = torch.load(directory / MEANS, map_location=self.args.device)
+        self._sums, self._weights = torch.load(directory / MEANS, map_location=self.args.device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate does not know packed batches."""
