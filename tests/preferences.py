@@ -66,6 +66,7 @@ def train_params(**changes: Any) -> TrainParams:
         "batch_size": 4,
         "micro_batch_size": 4,
         "term_sampling": False,
+        "length_bucketing": False,
         "warmup_ratio": 0.0,
         "schedule": "linear",
         "max_grad_norm": 1.0,

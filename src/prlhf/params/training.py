@@ -164,6 +164,12 @@ class FitParams(Section):
         "probability `alpha`, else the generic user's: half the computation, and the same "
         "objective on average, with more noise. Validation always computes both."
     )
+    length_bucketing: bool = Field(
+        description="Compute pairs of similar length together, so that less is padded: another "
+        "order of the data, as random from epoch to epoch. It saves what is padded otherwise, 10 "
+        "to 25 % of the computation where lengths vary by 40 %; nothing at a `micro_batch_size` "
+        "of 1."
+    )
     warmup_ratio: float = Field(
         ge=0, lt=1, description="Share of the steps in which the learning rates rise from 0."
     )

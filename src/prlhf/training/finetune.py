@@ -15,8 +15,9 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
 from prlhf.training.checkpoints import MarkComplete, last_complete
+from prlhf.training.losses import Objective
 from prlhf.training.pairs import Pair
-from prlhf.training.trainer import Objective, PairTrainer, PDPOTrainer
+from prlhf.training.trainer import PairTrainer, PDPOTrainer
 from prlhf.training.watch import ShowProgress, curves
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def finetune(
             lora_lr=train.lora_lr,
             user_lr=train.user_lr,
             term_sampling=train.term_sampling,
+            length_bucketing=train.length_bucketing,
             callbacks=callbacks,
         ),
         train,

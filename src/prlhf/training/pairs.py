@@ -34,6 +34,11 @@ class Pair:
     as_user: bool | None = None
     """Which term was drawn for it: the user's or the generic user's; None for both."""
 
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and responses."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
     def row(self, user_index: int) -> Row:
         """Both responses behind one prompt, under a user condition."""
         return Row(user_index, self.prompt, [self.chosen, self.rejected])

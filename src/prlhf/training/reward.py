@@ -17,15 +17,9 @@ from prlhf.models.base import Encoder
 from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.models.user_model import GENERIC
 from prlhf.training.finetune import fit, sample
+from prlhf.training.losses import PairLosses, Watched, agreement, weight_of_user
 from prlhf.training.pairs import Pair, PairBatch, encode_pairs
-from prlhf.training.trainer import (
-    PairLosses,
-    PairTrainer,
-    Watched,
-    agreement,
-    load_trained,
-    weight_of_user,
-)
+from prlhf.training.trainer import PairTrainer, load_trained
 
 if TYPE_CHECKING:
     from prlhf.params.training import RewardTrainParams
@@ -107,6 +101,7 @@ def fit_reward_model(
             lora_lr=params.lora_lr,
             user_lr=params.user_lr,
             term_sampling=params.term_sampling,
+            length_bucketing=params.length_bucketing,
             callbacks=callbacks,
         ),
         params,
