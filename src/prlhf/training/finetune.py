@@ -127,6 +127,7 @@ def training_arguments(
     train: FitParams, output: Path, seed: int, device: torch.device
 ) -> TrainingArguments:
     """Hugging Face's arguments; one device batch is a micro-batch of pairs."""
+    cuda = device.type == "cuda"
     return TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=train.micro_batch_size,
@@ -153,7 +154,16 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=[],
-        dataloader_num_workers=0,
+        # On a GPU a process of its own packs the next batches into page-locked memory, from where
+        # they are copied while the GPU computes.
+        dataloader_num_workers=1 if cuda else 0,
+        # It inherits what packing needs; nothing in it touches the GPU.
+        dataloader_multiprocessing_context="fork" if cuda else None,
+        dataloader_prefetch_factor=4 if cuda else None,
+        dataloader_pin_memory=cuda,
+        accelerator_config={"non_blocking": cuda},
+        # It would look at every loss, and wait for the GPU. A NaN is to be seen, too.
+        logging_nan_inf_filter=False,
         activation_checkpointing=train.gradient_checkpointing,
     )
 

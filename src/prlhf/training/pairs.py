@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -80,15 +80,20 @@ class PairBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> PairBatch:
         """The same batch on `device`."""
-        return replace(
-            self,
-            packed=self.packed.to(device),
-            users=self.users.to(device, non_blocking=non_blocking),
-            ref_chosen=self.ref_chosen.to(device, non_blocking=non_blocking),
-            ref_rejected=self.ref_rejected.to(device, non_blocking=non_blocking),
-            weight=self.weight.to(device, non_blocking=non_blocking),
-            drawn=None if self.drawn is None else self.drawn.to(device, non_blocking=non_blocking),
+        return self._map(
+            self.packed.to(device), lambda tensor: tensor.to(device, non_blocking=non_blocking)
         )
+
+    def pin_memory(self) -> PairBatch:
+        """The same batch in page-locked memory; what a `DataLoader` calls."""
+        return self._map(self.packed.pin_memory(), Tensor.pin_memory)
+
+    def _map(self, packed: Packed, change: Callable[[Tensor], Tensor]) -> PairBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)
+        }
+        return replace(self, packed=packed, **changed)
 
 
 @dataclass(frozen=True)
