@@ -73,6 +73,8 @@ def train_params(**changes: Any) -> TrainParams:
         "eval_every": 100,
         "eval_pairs": 4,
         "checkpoint_every": 100,
+        "attention": "auto",
+        "compile": False,
         "gradient_checkpointing": False,
     }
     return TrainParams(**(section | changes))

@@ -184,6 +184,15 @@ class FitParams(Section):
     checkpoint_every: int = Field(
         ge=1, description="Steps between two checkpoints; a killed run resumes from the last."
     )
+    attention: Literal["auto", "sdpa", "flex"] = Field(
+        description="How attention is computed while training, the same but for rounding. `flex` "
+        "skips what the packing of several responses behind one prompt leaves empty, and needs a "
+        "GPU; `auto` is `flex` on a GPU, where the model has it, and `sdpa` elsewhere."
+    )
+    compile: bool = Field(
+        description="Compile the model (`torch.compile`): the first steps take minutes, the others "
+        "less time, mostly on a GPU. Needs a C++ compiler."
+    )
     gradient_checkpointing: bool = Field(
         description="Recompute activations in the backward pass: far less memory, about a third "
         "more time."

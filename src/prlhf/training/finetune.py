@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
 from prlhf.training.checkpoints import MarkComplete, last_complete
+from prlhf.training.kernels import kernels
 from prlhf.training.losses import Objective
 from prlhf.training.pairs import Pair
 from prlhf.training.trainer import PairTrainer, PDPOTrainer
@@ -59,25 +60,26 @@ def finetune(
     Returns:
         The training curves.
     """
-    return fit(
-        lambda arguments, callbacks: PDPOTrainer(
-            model,
-            objective=objective_of(train),
-            arguments=arguments,
-            train_pairs=train_pairs,
-            eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
-            lora_lr=train.lora_lr,
-            user_lr=train.user_lr,
-            term_sampling=train.term_sampling,
-            length_bucketing=train.length_bucketing,
-            callbacks=callbacks,
-        ),
-        train,
-        checkpoints=checkpoints,
-        seed=seed,
-        device=model.device,
-        label=label,
-    )
+    with kernels(model, train, where="train", label=label):
+        return fit(
+            lambda arguments, callbacks: PDPOTrainer(
+                model,
+                objective=objective_of(train),
+                arguments=arguments,
+                train_pairs=train_pairs,
+                eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
+                lora_lr=train.lora_lr,
+                user_lr=train.user_lr,
+                term_sampling=train.term_sampling,
+                length_bucketing=train.length_bucketing,
+                callbacks=callbacks,
+            ),
+            train,
+            checkpoints=checkpoints,
+            seed=seed,
+            device=model.device,
+            label=label,
+        )
 
 
 def fit(

@@ -17,6 +17,7 @@ from prlhf.models.base import Encoder
 from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.models.user_model import GENERIC
 from prlhf.training.finetune import fit, sample
+from prlhf.training.kernels import kernels
 from prlhf.training.losses import PairLosses, Watched, agreement, weight_of_user
 from prlhf.training.pairs import Pair, PairBatch, encode_pairs
 from prlhf.training.trainer import PairTrainer, load_trained
@@ -91,25 +92,26 @@ def fit_reward_model(
     Returns:
         The training curves.
     """
-    return fit(
-        lambda arguments, callbacks: RewardTrainer(
-            model,
-            alpha=params.alpha,
-            arguments=arguments,
-            train_pairs=train_pairs,
-            eval_pairs=sample(eval_pairs, params.eval_pairs, seed),
-            lora_lr=params.lora_lr,
-            user_lr=params.user_lr,
-            term_sampling=params.term_sampling,
-            length_bucketing=params.length_bucketing,
-            callbacks=callbacks,
-        ),
-        params,
-        checkpoints=checkpoints,
-        seed=seed,
-        device=model.device,
-        label=label,
-    )
+    with kernels(model.lm, params, where="train_reward_model", label=label):
+        return fit(
+            lambda arguments, callbacks: RewardTrainer(
+                model,
+                alpha=params.alpha,
+                arguments=arguments,
+                train_pairs=train_pairs,
+                eval_pairs=sample(eval_pairs, params.eval_pairs, seed),
+                lora_lr=params.lora_lr,
+                user_lr=params.user_lr,
+                term_sampling=params.term_sampling,
+                length_bucketing=params.length_bucketing,
+                callbacks=callbacks,
+            ),
+            params,
+            checkpoints=checkpoints,
+            seed=seed,
+            device=model.device,
+            label=label,
+        )
 
 
 def encode_without_reference(table: pd.DataFrame, encoder: Encoder) -> list[Pair]:
