@@ -65,12 +65,16 @@ def train_params(**changes: Any) -> TrainParams:
         "max_steps": None,
         "batch_size": 4,
         "micro_batch_size": 4,
+        "term_sampling": False,
+        "length_bucketing": False,
         "warmup_ratio": 0.0,
         "schedule": "linear",
         "max_grad_norm": 1.0,
         "eval_every": 100,
         "eval_pairs": 4,
         "checkpoint_every": 100,
+        "attention": "auto",
+        "compile": False,
         "gradient_checkpointing": False,
     }
     return TrainParams(**(section | changes))

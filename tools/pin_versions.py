@@ -24,6 +24,9 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = ROOT / "pyproject.toml"
 CONSTRAINTS = ROOT / "constraints.txt"
+UNPINNED = {"qlora"}
+"""Extras for machines with a GPU: where versions are pinned they are not installed."""
+
 HEADER = """\
 # Written by tools/pin_versions.py: edit pyproject.toml instead.
 # `pip install -c constraints.txt -e '.[dev]'` installs these versions and no others.
@@ -31,10 +34,11 @@ HEADER = """\
 
 
 def requirements(pyproject: Path = PYPROJECT) -> list[Requirement]:
-    """What pyproject.toml asks for, with all of its extras."""
+    """What pyproject.toml asks for, with its extras but those of `UNPINNED`."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    extras = project.get("optional-dependencies", {}).values()
-    return [Requirement(line) for part in (project["dependencies"], *extras) for line in part]
+    extras = project.get("optional-dependencies", {})
+    parts = [lines for name, lines in extras.items() if name not in UNPINNED]
+    return [Requirement(line) for part in (project["dependencies"], *parts) for line in part]
 
 
 def installed(wanted: Iterable[Requirement]) -> dict[str, Version]:

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from prlhf.data.contract import messages, stated
 from prlhf.errors import UserError
+from prlhf.models.quantized import NF4, nf4_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,12 @@ SOURCE = "prlhf_source.json"
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What `from_pretrained` raises when files are missing, broken or of another kind."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    NF4: torch.bfloat16,  # what is computed in
+}
 
 
 def pick_device() -> torch.device:
@@ -81,12 +87,14 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
     """Load the model in directory `path` (written by the `base_model` stage), frozen, in eval mode.
 
     Raises:
-        UserError: the directory is missing or is not a causal language model.
+        UserError: the directory is missing or is not a causal language model, or `dtype` cannot be
+            had here.
     """
     if not (path / "config.json").is_file():
         raise UserError("no base model here", where=path, fix="run `dvc repro base_model`")
     quiet_transformers()
     device = pick_device()
+    options = nf4_options(device) if dtype == NF4 else {}
     with loading(
         "cannot be loaded as a causal language model",
         where=path,
@@ -94,7 +102,7 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
     ):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=pick_dtype(dtype, device), local_files_only=True
+            path, dtype=pick_dtype(dtype, device), local_files_only=True, **options
         )
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token", where=path)

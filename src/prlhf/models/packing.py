@@ -15,11 +15,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from prlhf.models.logps import agree
 
 PREFIX, PAD = 0, -1
+
+FLEX = "flex_attention"
+"""The attention that takes a tree mask by blocks, as transformers calls it."""
 
 LAYER_KINDS = ("layer_types", "attention_layers")
 """Where configurations say how each layer attends."""
@@ -123,6 +127,17 @@ def tree_mask(segments: Tensor) -> Tensor:
     return torch.tril(visible).unsqueeze(1)
 
 
+def block_mask(segments: Tensor) -> BlockMask:
+    """The tree mask of `segments` [B, L] for flex attention, which skips the blocks it empties."""
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        asking, asked = segments[row, query], segments[row, key]
+        return (query >= key) & ((asking == asked) | ((asked == PREFIX) & (asking != PAD)))
+
+    rows, length = segments.shape
+    return create_block_mask(visible, rows, None, length, length, device=segments.device)
+
+
 def pack(rows: Sequence[Row], user_tokens: int) -> Packed:
     """Lay rows out side by side, padded on the right to the longest.
 
@@ -211,9 +226,12 @@ def hidden_states(model: PreTrainedModel, embeds: Tensor, batch: Packed) -> Tens
         embeds: input embeddings of the batch, user tokens filled in, [B, L, d].
         batch: the packed rows.
     """
+    by_blocks = batch.shared and model.config._attn_implementation == FLEX
     output = model.base_model(
         inputs_embeds=embeds,
-        attention_mask=attention_mask(batch, embeds.dtype),
+        attention_mask=(
+            block_mask(batch.segments) if by_blocks else attention_mask(batch, embeds.dtype)
+        ),
         position_ids=batch.positions,
         use_cache=False,
     )

@@ -51,7 +51,7 @@ class Scores:
         tokens: how many tokens each has, int64 [R].
         features: mean last hidden state over each response's tokens, float32 [R, d], or None.
         last: log-probability of each response's last token, nats, float32 [R], or None.
-        penalty: the user model's regulariser of each row's user, [B], or None.
+        penalty: the user model's regulariser of each of the users asked for, or None.
     """
 
     logps: Tensor
@@ -142,12 +142,15 @@ class PersonalizedLM(nn.Module):
             rows = [part for row in rows for part in row.split()]
         return pack(rows, self.user_model.tokens)
 
-    def forward(self, batch: Packed, *, features: bool = False) -> Scores:
+    def forward(
+        self, batch: Packed, *, features: bool = False, users: Tensor | None = None
+    ) -> Scores:
         """Log-probabilities of every response of the batch, in row order.
 
         Args:
             batch: rows packed by `pack`, on this model's device, all for the adapter in use.
             features: also return each response's mean hidden state and last token.
+            users: also return the regularisers of these users, int64 [U].
         """
         hidden = self.hidden(batch)
         flat = hidden.reshape(-1, hidden.shape[-1])
@@ -169,7 +172,7 @@ class PersonalizedLM(nn.Module):
             sum_by_owner(per_token, batch.owners, responses),
             batch.tokens,
             pooled,
-            self.user_model.penalty(batch.user_index),
+            None if users is None else self.user_model.penalty(users),
             last,
         )
 

@@ -34,11 +34,11 @@ class Rewards:
     Attributes:
         rewards: r of each response, float32 [R]; only differences under one prompt and user mean
             anything.
-        penalty: the user model's regulariser of each row's user, [B].
+        penalty: the user model's regulariser of each of the users asked for, or None.
     """
 
     rewards: Tensor
-    penalty: Tensor
+    penalty: Tensor | None
 
 
 class PersonalizedRewardModel(nn.Module):
@@ -75,17 +75,18 @@ class PersonalizedRewardModel(nn.Module):
         eos = self.lm.encoder.eos
         return replace(row, responses=[[*response, eos] for response in row.responses])
 
-    def forward(self, batch: Packed) -> Rewards:
+    def forward(self, batch: Packed, *, users: Tensor | None = None) -> Rewards:
         """Rewards of every response of the batch, in row order.
 
         Args:
             batch: rows packed by `pack`, on this model's device.
+            users: also return the regularisers of these users, int64 [U].
         """
         hidden = self.lm.hidden(batch)
         last = batch.predictors[batch.tokens.cumsum(0) - 1]
         states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, last)
         rewards = self.head(states.to(self.head.weight.dtype)).squeeze(-1)
-        return Rewards(rewards, self.user_model.penalty(batch.user_index))
+        return Rewards(rewards, None if users is None else self.user_model.penalty(users))
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Keep few activations and compute the others again in the backward pass."""

@@ -22,9 +22,10 @@ class ModelParams(Section):
         description="Commit hash or tag; required for a hub id. The commit it resolves to is "
         "recorded beside the model.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
         description="Precision of the frozen weights. `auto` is bfloat16 on CUDA and float32 on "
-        "CPUs, where bfloat16 can be many times slower.",
+        "CPUs, where bfloat16 can be many times slower. `nf4` is 4 bits a weight, computed in "
+        "bfloat16 (QLoRA); it needs CUDA and `pip install 'prlhf[qlora]'`.",
     )
 
 

@@ -159,6 +159,17 @@ class FitParams(Section):
         description="Pairs per forward pass; must divide `batch_size`. Lower it when memory is "
         "short: the gradient stays the same.",
     )
+    term_sampling: bool = Field(
+        description="Compute one term of each pair at a time, the personalised one with "
+        "probability `alpha`, else the generic user's: half the computation, and the same "
+        "objective on average, with more noise. Validation always computes both."
+    )
+    length_bucketing: bool = Field(
+        description="Compute pairs of similar length together, so that less is padded: another "
+        "order of the data, as random from epoch to epoch. It saves what is padded otherwise, 10 "
+        "to 25 % of the computation where lengths vary by 40 %; nothing at a `micro_batch_size` "
+        "of 1."
+    )
     warmup_ratio: float = Field(
         ge=0, lt=1, description="Share of the steps in which the learning rates rise from 0."
     )
@@ -172,6 +183,15 @@ class FitParams(Section):
     )
     checkpoint_every: int = Field(
         ge=1, description="Steps between two checkpoints; a killed run resumes from the last."
+    )
+    attention: Literal["auto", "sdpa", "flex"] = Field(
+        description="How attention is computed while training, the same but for rounding. `flex` "
+        "skips what the packing of several responses behind one prompt leaves empty, and needs a "
+        "GPU; `auto` is `flex` on a GPU, where the model has it, and `sdpa` elsewhere."
+    )
+    compile: bool = Field(
+        description="Compile the model (`torch.compile`): the first steps take minutes, the others "
+        "less time, mostly on a GPU. Needs a C++ compiler."
     )
     gradient_checkpointing: bool = Field(
         description="Recompute activations in the backward pass: far less memory, about a third "

@@ -15,8 +15,10 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
 from prlhf.training.checkpoints import MarkComplete, last_complete
+from prlhf.training.kernels import kernels
+from prlhf.training.losses import Objective
 from prlhf.training.pairs import Pair
-from prlhf.training.trainer import Objective, PairTrainer, PDPOTrainer
+from prlhf.training.trainer import PairTrainer, PDPOTrainer
 from prlhf.training.watch import ShowProgress, curves
 
 if TYPE_CHECKING:
@@ -58,23 +60,26 @@ def finetune(
     Returns:
         The training curves.
     """
-    return fit(
-        lambda arguments, callbacks: PDPOTrainer(
-            model,
-            objective=objective_of(train),
-            arguments=arguments,
-            train_pairs=train_pairs,
-            eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
-            lora_lr=train.lora_lr,
-            user_lr=train.user_lr,
-            callbacks=callbacks,
-        ),
-        train,
-        checkpoints=checkpoints,
-        seed=seed,
-        device=model.device,
-        label=label,
-    )
+    with kernels(model, train, where="train", label=label):
+        return fit(
+            lambda arguments, callbacks: PDPOTrainer(
+                model,
+                objective=objective_of(train),
+                arguments=arguments,
+                train_pairs=train_pairs,
+                eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
+                lora_lr=train.lora_lr,
+                user_lr=train.user_lr,
+                term_sampling=train.term_sampling,
+                length_bucketing=train.length_bucketing,
+                callbacks=callbacks,
+            ),
+            train,
+            checkpoints=checkpoints,
+            seed=seed,
+            device=model.device,
+            label=label,
+        )
 
 
 def fit(
@@ -124,6 +129,7 @@ def training_arguments(
     train: FitParams, output: Path, seed: int, device: torch.device
 ) -> TrainingArguments:
     """Hugging Face's arguments; one device batch is a micro-batch of pairs."""
+    cuda = device.type == "cuda"
     return TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=train.micro_batch_size,
@@ -150,7 +156,16 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=[],
-        dataloader_num_workers=0,
+        # On a GPU a process of its own packs the next batches into page-locked memory, from where
+        # they are copied while the GPU computes.
+        dataloader_num_workers=1 if cuda else 0,
+        # It inherits what packing needs; nothing in it touches the GPU.
+        dataloader_multiprocessing_context="fork" if cuda else None,
+        dataloader_prefetch_factor=4 if cuda else None,
+        dataloader_pin_memory=cuda,
+        accelerator_config={"non_blocking": cuda},
+        # It would look at every loss, and wait for the GPU. A NaN is to be seen, too.
+        logging_nan_inf_filter=False,
         activation_checkpointing=train.gradient_checkpointing,
     )
 

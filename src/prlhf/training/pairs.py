@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -31,6 +31,13 @@ class Pair:
     ref_chosen: float
     ref_rejected: float
     weight: float = 1.0
+    as_user: bool | None = None
+    """Which term was drawn for it: the user's or the generic user's; None for both."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and responses."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
     def row(self, user_index: int) -> Row:
         """Both responses behind one prompt, under a user condition."""
@@ -47,6 +54,8 @@ class PairBatch:
         users: int64 [P], the pairs' users.
         ref_chosen, ref_rejected, weight: float32 [P].
         as_user, as_generic: which conditions the rows hold.
+        drawn: where each pair has one condition of its own, whether that is its user: bool [P], and
+            the rows, as if all were users, hold what was drawn. None otherwise.
     """
 
     packed: Packed
@@ -56,20 +65,35 @@ class PairBatch:
     weight: Tensor
     as_user: bool
     as_generic: bool
+    drawn: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
+    @property
+    def penalised(self) -> Tensor | None:
+        """Whose regularisers the losses include: each pair's user, [P], if there are users.
+
+        Whatever was drawn: the regulariser takes no forward pass, so it is never sampled.
+        """
+        return self.users if self.as_user else None
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> PairBatch:
         """The same batch on `device`."""
-        return replace(
-            self,
-            packed=self.packed.to(device),
-            users=self.users.to(device, non_blocking=non_blocking),
-            ref_chosen=self.ref_chosen.to(device, non_blocking=non_blocking),
-            ref_rejected=self.ref_rejected.to(device, non_blocking=non_blocking),
-            weight=self.weight.to(device, non_blocking=non_blocking),
+        return self._map(
+            self.packed.to(device), lambda tensor: tensor.to(device, non_blocking=non_blocking)
         )
+
+    def pin_memory(self) -> PairBatch:
+        """The same batch in page-locked memory; what a `DataLoader` calls."""
+        return self._map(self.packed.pin_memory(), Tensor.pin_memory)
+
+    def _map(self, packed: Packed, change: Callable[[Tensor], Tensor]) -> PairBatch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)
+        }
+        return replace(self, packed=packed, **changed)
 
 
 @dataclass(frozen=True)
@@ -78,7 +102,8 @@ class PairCollator:
 
     Attributes:
         pack: lays rows out for the model (`PersonalizedLM.pack`).
-        as_user, as_generic: the conditions to compute; a term of weight zero needs none.
+        as_user, as_generic: the conditions to compute; a term of weight zero needs none. Pairs
+            for which one was drawn have that one.
     """
 
     pack: Callable[[Sequence[Row]], Packed]
@@ -86,16 +111,20 @@ class PairCollator:
     as_generic: bool
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        rows = [pair.row(pair.user_index) for pair in pairs] if self.as_user else []
-        rows += [pair.row(GENERIC) for pair in pairs] if self.as_generic else []
+        drawn = [pair.as_user for pair in pairs if pair.as_user is not None]
+        as_user, as_generic = (True, False) if drawn else (self.as_user, self.as_generic)
+        users = [GENERIC if pair.as_user is False else pair.user_index for pair in pairs]
+        rows = [pair.row(user) for pair, user in zip(pairs, users, strict=True)] if as_user else []
+        rows += [pair.row(GENERIC) for pair in pairs] if as_generic else []
         batch = PairBatch(
             packed=self.pack(rows),
             users=torch.tensor([pair.user_index for pair in pairs]),
             ref_chosen=torch.tensor([pair.ref_chosen for pair in pairs]),
             ref_rejected=torch.tensor([pair.ref_rejected for pair in pairs]),
             weight=torch.tensor([pair.weight for pair in pairs]),
-            as_user=self.as_user,
-            as_generic=self.as_generic,
+            as_user=as_user,
+            as_generic=as_generic,
+            drawn=torch.tensor(drawn) if drawn else None,
         )
         return {"batch": batch}
 

@@ -17,15 +17,10 @@ from prlhf.models.base import Encoder
 from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.models.user_model import GENERIC
 from prlhf.training.finetune import fit, sample
+from prlhf.training.kernels import kernels
+from prlhf.training.losses import PairLosses, Watched, agreement, weight_of_user
 from prlhf.training.pairs import Pair, PairBatch, encode_pairs
-from prlhf.training.trainer import (
-    PairLosses,
-    PairTrainer,
-    agreement,
-    load_trained,
-    user_penalty,
-    weight_of_user,
-)
+from prlhf.training.trainer import PairTrainer, load_trained
 
 if TYPE_CHECKING:
     from prlhf.params.training import RewardTrainParams
@@ -39,21 +34,20 @@ def reward_losses(model: nn.Module, batch: PairBatch, alpha: float) -> PairLosse
         batch: pairs on the model's device; their reference log-probabilities are not looked at.
         alpha: weight of the personalised term.
     """
-    scores = model(batch.packed)
+    scores = model(batch.packed, users=batch.penalised)
     by_condition = iter(scores.rewards.view(-1, len(batch), 2))
     differences: dict[str, Tensor] = {}
-    metrics: dict[str, Tensor] = {}
+    watched = Watched(batch)
     for name, present in (("user", batch.as_user), ("generic", batch.as_generic)):
         if present:
             chosen, rejected = next(by_condition).unbind(-1)
-            differences[name] = chosen - rejected
-            metrics[f"accuracy_{name}"] = agreement(differences[name])
-            metrics[f"margin_{name}"] = differences[name].detach()
+            difference = differences[name] = chosen - rejected
+            watched.add(name, accuracy=agreement(difference), margin=difference.detach())
     loss = objectives.reward_loss(
         differences.get("user"), differences.get("generic"), alpha=weight_of_user(batch, alpha)
     )
-    metrics["preference_loss"] = loss.detach()
-    return PairLosses(loss + user_penalty(batch, scores.penalty), metrics)
+    watched.metrics["preference_loss"] = loss.detach()
+    return watched.losses(loss, scores.penalty)
 
 
 class RewardTrainer(PairTrainer):
@@ -98,23 +92,26 @@ def fit_reward_model(
     Returns:
         The training curves.
     """
-    return fit(
-        lambda arguments, callbacks: RewardTrainer(
-            model,
-            alpha=params.alpha,
-            arguments=arguments,
-            train_pairs=train_pairs,
-            eval_pairs=sample(eval_pairs, params.eval_pairs, seed),
-            lora_lr=params.lora_lr,
-            user_lr=params.user_lr,
-            callbacks=callbacks,
-        ),
-        params,
-        checkpoints=checkpoints,
-        seed=seed,
-        device=model.device,
-        label=label,
-    )
+    with kernels(model.lm, params, where="train_reward_model", label=label):
+        return fit(
+            lambda arguments, callbacks: RewardTrainer(
+                model,
+                alpha=params.alpha,
+                arguments=arguments,
+                train_pairs=train_pairs,
+                eval_pairs=sample(eval_pairs, params.eval_pairs, seed),
+                lora_lr=params.lora_lr,
+                user_lr=params.user_lr,
+                term_sampling=params.term_sampling,
+                length_bucketing=params.length_bucketing,
+                callbacks=callbacks,
+            ),
+            params,
+            checkpoints=checkpoints,
+            seed=seed,
+            device=model.device,
+            label=label,
+        )
 
 
 def encode_without_reference(table: pd.DataFrame, encoder: Encoder) -> list[Pair]:

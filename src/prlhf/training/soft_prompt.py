@@ -8,9 +8,10 @@ import torch
 
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import Progress
+from prlhf.training.losses import Objective, pair_losses
 from prlhf.training.optim import build_optimizer, clip_gradients
 from prlhf.training.pairs import Pair, PairCollator
-from prlhf.training.trainer import Objective, conditions, pair_losses
+from prlhf.training.trainer import conditions
 
 
 def train_soft_prompts(

@@ -7,7 +7,6 @@ it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,102 +21,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from prlhf import objectives
 from prlhf.io import naming
 from prlhf.models.packing import Packed, Row
 from prlhf.models.personalized import CARD, TABLES, PersonalizedLM, load_user_model
 from prlhf.models.user_model import UserModel
+from prlhf.training.losses import Objective, PairLosses, pair_losses
 from prlhf.training.optim import build_optimizer, clip_gradients
+from prlhf.training.order import PairOrder, VisitedPairs
 from prlhf.training.pairs import Pair, PairBatch, PairCollator
 
 MEANS = "running_means.pt"
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised; see `train.*` in `params.yaml` for the meaning of each number."""
-
-    alpha: float
-    beta: float
-    loss: str = "sigmoid"
-    label_smoothing: float = 0.0
-    nll: float = 0.0
-    chosen_penalty: float = 0.0
-
-
-@dataclass(frozen=True)
-class PairLosses:
-    """What a batch of P pairs gives, each [P]; metrics of a condition not computed are missing."""
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-
-
-def pair_losses(model: nn.Module, batch: PairBatch, objective: Objective) -> PairLosses:
-    """The P-DPO objective of every pair of a batch, with both conditions in one forward pass.
-
-    Args:
-        model: a `PersonalizedLM`, possibly wrapped for distribution.
-        batch: pairs on the model's device.
-        objective: the loss and its weights.
-    """
-    pairs = len(batch)
-    scores = model(batch.packed)
-    by_condition = scores.logps.view(-1, pairs, 2)
-    tokens = scores.tokens.view(-1, pairs, 2)[0, :, 0]
-    conditions = iter(by_condition)
-    terms: dict[str, Tensor] = {}
-    metrics: dict[str, Tensor] = {}
-    nlls: dict[str, Tensor] = {}
-    shortfalls: dict[str, Tensor] = {}
-    for name, present in (("user", batch.as_user), ("generic", batch.as_generic)):
-        if not present:
-            continue
-        chosen, rejected = next(conditions).unbind(-1)
-        h = objectives.margin(chosen, rejected, batch.ref_chosen, batch.ref_rejected)
-        terms[name] = h
-        nlls[name] = objectives.chosen_nll(chosen, tokens)
-        shortfalls[name] = objectives.chosen_shortfall(chosen, batch.ref_chosen, tokens)
-        metrics[f"accuracy_{name}"] = agreement(h)
-        metrics[f"margin_{name}"] = h.detach()
-    alpha = weight_of_user(batch, objective.alpha)
-    loss = objectives.pdpo_loss(
-        terms.get("user"),
-        terms.get("generic"),
-        alpha=alpha,
-        beta=objective.beta,
-        loss=objective.loss,
-        label_smoothing=objective.label_smoothing,
-    )
-    nll = objectives.two_term(nlls.get("user"), nlls.get("generic"), alpha)
-    shortfall = objectives.two_term(shortfalls.get("user"), shortfalls.get("generic"), alpha)
-    metrics["nll"] = nll.detach()
-    metrics["preference_loss"] = loss.detach()
-    total = loss + objective.nll * nll + objective.chosen_penalty * shortfall
-    return PairLosses(total + user_penalty(batch, scores.penalty), metrics)
-
-
-def agreement(margin: Tensor) -> Tensor:
-    """1 where the chosen response is ahead, 0.5 where there is a tie, else 0, [P]."""
-    return (margin > 0).float() + 0.5 * (margin == 0).float()
-
-
-def weight_of_user(batch: PairBatch, alpha: float) -> float:
-    """The weight of the personalised term, given which conditions were computed."""
-    if batch.as_user and batch.as_generic:
-        return alpha
-    # One condition stands for both (a uniform user model), or the other has no weight.
-    return 1.0 if batch.as_user else 0.0
-
-
-def user_penalty(batch: PairBatch, penalty: Tensor | None) -> Tensor | float:
-    """The regulariser of each pair's user, [P], from that of each row; 0 if no row is a user's."""
-    if not batch.as_user or penalty is None:
-        return 0.0
-    # Rows of a batch without the tree mask are two to a pair; the user's come first either way.
-    pairs = len(batch)
-    rows_per_pair = len(penalty) // (pairs * (1 + batch.as_generic))
-    return penalty[: pairs * rows_per_pair : rows_per_pair]
 
 
 class PairModel(Protocol):
@@ -157,6 +70,9 @@ class PairTrainer(Trainer):
         arguments: Hugging Face training arguments; a device batch is counted in pairs.
         train_pairs, eval_pairs: what to learn from, and a fixed sample to watch.
         lora_lr, user_lr: learning rates of the user model, and of all else that is trained.
+        term_sampling: compute one of a training pair's two terms at a time, drawn with their
+            weights as probabilities, instead of both.
+        length_bucketing: put training pairs of similar length together.
         callbacks: called as by `Trainer`; its own printing and bars are switched off.
     """
 
@@ -173,14 +89,19 @@ class PairTrainer(Trainer):
         eval_pairs: Sequence[Pair],
         lora_lr: float,
         user_lr: float,
+        term_sampling: bool = False,
+        length_bucketing: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         as_user, as_generic = conditions(model, alpha)
+        # Where one term is all there is, there is nothing to draw.
+        self.drawn_with = alpha if term_sampling and as_user and as_generic else None
+        self.length_bucketing = length_bucketing
         super().__init__(
             model=cast(nn.Module, model),
             args=arguments,
             data_collator=PairCollator(model.pack, as_user, as_generic),
-            train_dataset=cast(Any, list(train_pairs)),
+            train_dataset=cast(Any, VisitedPairs(train_pairs)),
             eval_dataset=cast(Any, list(eval_pairs)),
             callbacks=list(callbacks),
         )
@@ -189,9 +110,24 @@ class PairTrainer(Trainer):
         # Tells the Trainer that the loss is already normalised over the accumulated batches.
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, Tensor] = {}
-        self._weight: Tensor | float = 0.0
+        self._weights: dict[str, Tensor] = {}
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
+        pairs = cast(VisitedPairs, self.train_dataset).pairs
+        return PairOrder(
+            len(pairs),
+            seed=self.args.data_seed,
+            # Asked for as an epoch begins; in the middle of one when a run is resumed.
+            epoch=lambda: int(self.state.epoch or 0),
+            alpha=self.drawn_with,
+            lengths=[pair.length for pair in pairs] if self.length_bucketing else None,
+            # The batches that several processes compute at the same time are of similar length.
+            batch=self.args.train_batch_size * self.args.world_size,
+        )
 
     # -- what a subclass says --------------------------------------------------------------------
 
@@ -232,12 +168,18 @@ class PairTrainer(Trainer):
         """Add to the running means, on the device: reading them waits for the next log."""
         values = {"loss": result.loss.detach(), **result.metrics}
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value * weight).sum()
-        self._weight = self._weight + weight.sum()
+            counted = weight * result.known[name] if name in result.known else weight
+            self._sums[name] = self._sums.get(name, 0.0) + (value * counted).sum()
+            self._weights[name] = self._weights.get(name, 0.0) + counted.sum()
 
     def _take_means(self) -> dict[str, float]:
-        means = {name: float(total / self._weight) for name, total in self._sums.items()}
-        self._sums, self._weight = {}, 0.0
+        """Means so far; what was known of no pair has none."""
+        means = {
+            name: float(total / self._weights[name])
+            for name, total in self._sums.items()
+            if self._weights[name] > 0
+        }
+        self._sums, self._weights = {}, {}
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -257,8 +199,8 @@ class PairTrainer(Trainer):
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
         if not pairs:
             return {}
-        kept = self._sums, self._weight
-        self._sums, self._weight = {}, 0.0
+        kept = self._sums, self._weights
+        self._sums, self._weights = {}, {}
         training = self.model.training
         self.model.eval()
         try:
@@ -268,7 +210,7 @@ class PairTrainer(Trainer):
             means = self._take_means()
         finally:
             self.model.train(training)
-            self._sums, self._weight = kept
+            self._sums, self._weights = kept
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -315,7 +257,7 @@ class PairTrainer(Trainer):
         directory = Path(output_dir or cast(str, self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
         cast(PairModel, self.model).save_pretrained(directory)
-        torch.save((self._sums, self._weight), directory / MEANS)
+        torch.save((self._sums, self._weights), directory / MEANS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -323,7 +265,7 @@ class PairTrainer(Trainer):
         directory = Path(resume_from_checkpoint)
         self.load_model(directory)
         # A resumed run logs what an uninterrupted one would, also halfway between two logs.
-        self._sums, self._weight = torch.load(directory / MEANS, map_location=self.args.device)
+        self._sums, self._weights = torch.load(directory / MEANS, map_location=self.args.device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate does not know packed batches."""
