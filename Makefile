@@ -10,7 +10,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup setup-dev lint format lock clean
+.PHONY: help run test bench setup setup-dev setup-bench lint format lock clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON), an interpreter of version 3.11 or newer):"
@@ -27,9 +27,16 @@ test: setup-dev lint ## run linter, format check, type checker and all tests
 	@echo "pytest -n $(WORKERS)"
 	@$(IN_VENV) OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+bench: setup-bench ## measure training, users and generation on models/base, and write docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.training
+	@$(BIN)/python -m benchmarks.users
+	@$(BIN)/python -m benchmarks.generation
+
 setup: $(VENV)/.installed ## install everything pinned into .venv
 
 setup-dev: $(VENV)/.installed-dev ## the same, with the tools for development
+
+setup-bench: $(VENV)/.installed-bench ## the same, with what benchmarks compare with
 
 lint: setup-dev ## everything that `make test` checks without running the code
 	$(BIN)/ruff check
@@ -68,4 +75,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
 	@echo "setup: installing the tools for development"
 	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(VENV)/.installed
+	@echo "setup: installing what the benchmarks compare with"
+	@$(PIP) -e '.[bench]'
 	@touch $(VENV)/.installed $@

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from datasets import Dataset, disable_progress_bars
 from torch import nn
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from benchmarks.models import adapted, twin
 from benchmarks.variants import BETA, Variant, settings
@@ -17,7 +18,7 @@ from benchmarks.workload import Workload
 from prlhf.models.base import BaseModel
 
 
-class _DPOTrainer(DPOTrainer):  # type: ignore[misc]
+class _DPOTrainer(DPOTrainer):
     """Takes token ids and reference log-probabilities as they are; the training is TRL's own."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
@@ -37,8 +38,8 @@ def trl_variant(base: BaseModel, workload: Workload, batch: int, output: Path) -
     disable_progress_bars()
     ours = adapted(base)
     with warnings.catch_warnings():
-        # TRL names arguments that transformers is about to rename.
-        warnings.simplefilter("ignore", FutureWarning)
+        # TRL names arguments that transformers is about to rename, and PEFT the base model anew.
+        warnings.simplefilter("ignore")
         trainer = _DPOTrainer(
             model=twin(base.model),
             peft_config=ours.peft_config["default"],

@@ -21,8 +21,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option(
             "--model",
-            default="models/base",
-            help="Model directory, or random:SHAPE for random weights of a real shape.",
+            help="Model directory, or random:SHAPE for random weights of a real shape."
+            "  [default: models/base; users: random:narrow]",
         ),
         click.option("--device", help="As torch names it.  [default: cuda if there is one]"),
         click.option(

@@ -29,21 +29,32 @@ SHAPES: dict[str, dict[str, Any]] = {
     "narrow": {"hidden_size": 576, "layers": 2, "heads": (9, 3), "mlp": 1536, "vocabulary": 1024},
     # Real shapes.
     "smollm2-135m": {
-        **{"hidden_size": 576, "layers": 30, "heads": (9, 3), "mlp": 1536, "vocabulary": 49152},
+        "hidden_size": 576,
+        "layers": 30,
+        "heads": (9, 3),
+        "mlp": 1536,
+        "vocabulary": 49152,
         "tied": True,
     },
     "llama-1b": {
-        **{"hidden_size": 2048, "layers": 16, "heads": (32, 8), "mlp": 8192, "vocabulary": 128256},
+        "hidden_size": 2048,
+        "layers": 16,
+        "heads": (32, 8),
+        "mlp": 8192,
+        "vocabulary": 128256,
         "tied": True,
     },
     "llama-8b": {
-        **{"hidden_size": 4096, "layers": 32, "heads": (32, 8), "mlp": 14336},
+        "hidden_size": 4096,
+        "layers": 32,
+        "heads": (32, 8),
+        "mlp": 14336,
         "vocabulary": 128256,
     },
 }
 """Llamas by name. `heads` are those of queries and of keys."""
 
-LORA = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": "auto"}
+LORA: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": "auto"}
 """The adapter of every measurement; `auto` are the attention projections."""
 
 
@@ -112,7 +123,7 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 def twin(model: PreTrainedModel) -> PreTrainedModel:
     """Modules of their own around the same weights: an adapter on one is not seen by the other."""
     shared = {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    return copy.deepcopy(model, shared)
 
 
 def adapted(base: BaseModel) -> Any:

@@ -17,8 +17,8 @@ from transformers import Trainer, TrainingArguments
 from benchmarks.models import adapted
 from benchmarks.workload import USER_TOKENS, USERS, Workload
 from prlhf.models.base import BaseModel, Encoder
-from prlhf.models.logps import sum_by_owner
-from prlhf.models.packing import Packed, Row, attention_mask, pack
+from prlhf.models.logps import sum_by_owner, token_logps
+from prlhf.models.packing import Packed, Row, attention_mask, hidden_states, pack
 from prlhf.models.personalized import PersonalizedLM, Scores
 from prlhf.models.user_model import IndividualUserModel
 from prlhf.training.pairs import Pair, PairBatch, PairCollator
@@ -47,10 +47,11 @@ class Variant:
     trainer: Trainer
     rows: int = 1
 
-    def loss_and_gradient(self, pairs: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the first `pairs` pairs in one batch: the loss, and its slope by parameter."""
+    def loss_and_gradient(self, pairs: int, start: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of `pairs` pairs from `start` on, in one batch: the loss, its slope by parameter."""
         trainer = self.trainer
-        examples = [cast(Any, trainer.train_dataset)[i] for i in range(pairs * self.rows)]
+        items = range(start * self.rows, (start + pairs) * self.rows)
+        examples = [cast(Any, trainer.train_dataset)[i] for i in items]
         model = cast(nn.Module, trainer.model).train()
         inputs = trainer._prepare_inputs(trainer.data_collator(examples))
         loss = trainer.compute_loss(model, inputs)
@@ -211,9 +212,6 @@ def full_logps(lm: PersonalizedLM, batch: Packed, embeds: Tensor) -> Tensor:
 
 def our_logps(lm: PersonalizedLM, batch: Packed, embeds: Tensor) -> Tensor:
     """log pi of each response, [R], as `PersonalizedLM.forward` computes it."""
-    from prlhf.models.logps import token_logps
-    from prlhf.models.packing import hidden_states
-
     model = lm.causal_lm
     hidden = hidden_states(model, embeds, batch).flatten(0, 1)
     per_token = token_logps(

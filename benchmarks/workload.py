@@ -106,7 +106,9 @@ def draw(shape: Shape, count: int, vocabulary: int, seed: int) -> Workload:
         return torch.randint(8, vocabulary, (length,), generator=generator).tolist()
 
     pairs = [
-        Pair(1 + i % USERS, text(shape.prompt), text(shape.response), text(shape.response), 0.0, 0.0)
+        Pair(
+            1 + i % USERS, text(shape.prompt), text(shape.response), text(shape.response), 0.0, 0.0
+        )
         for i in range(count)
     ]
     users = torch.randint(8, vocabulary, (USERS + 1, USER_TOKENS), generator=generator)
