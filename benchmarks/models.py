@@ -133,8 +133,7 @@ def adapted(base: BaseModel) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(0.01 * noise / parameter.shape[1] ** 0.5)
+                parameter.copy_(0.03 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
