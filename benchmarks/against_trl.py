@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset, disable_progress_bars
 from torch import nn
+from transformers import PrinterCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -54,6 +55,7 @@ def trl_variant(base: BaseModel, workload: Workload, batch: int, output: Path) -
             train_dataset=Dataset.from_list(_rows(workload, batch)),
             processing_class=base.tokenizer,
         )
+    trainer.remove_callback(PrinterCallback)
     weights = {name: p for name, p in ours.named_parameters() if "lora_" in name}
     with torch.no_grad():
         for name, parameter in cast(nn.Module, trainer.model).named_parameters():

@@ -38,7 +38,14 @@ QUICK = Shape("quick", 24, 8)
 
 
 def measure(
-    base: BaseModel, shapes: Sequence[Shape], *, rounds: int, pairs: int, batch: int, seed: int = 0
+    base: BaseModel,
+    shapes: Sequence[Shape],
+    *,
+    rounds: int,
+    pairs: int,
+    batch: int,
+    seed: int = 0,
+    matrix: int | None = None,
 ) -> dict[str, Any]:
     """All variants at all shapes.
 
@@ -48,6 +55,8 @@ def measure(
         rounds: timed passes over the pairs.
         pairs: pairs of each shape.
         batch: pairs of one optimiser step; divides `pairs`.
+        seed: of the pairs.
+        matrix: rows of the square matrices whose product is the ceiling; None for what suits.
 
     Raises:
         UserError: `pairs` are not whole batches, or a variant computes something else.
@@ -56,7 +65,7 @@ def measure(
         raise UserError(
             f"{pairs} pairs are no whole batches of {batch}", where="--pairs", fix="use a multiple"
         )
-    top = ceiling(base.device, base.model.dtype)
+    top = ceiling(base.device, base.model.dtype, matrix)
     measured = [measure_shape(base, s, rounds, pairs, batch, top, seed) for s in shapes]
     return {
         "machine": describe(base),
@@ -215,7 +224,7 @@ def main(
     """Compare training steps with the plain formulation and with TRL."""
     if quick:
         base = load("random:tiny", device="cpu", dtype="float32")
-        result = measure(base, [QUICK], rounds=2, pairs=4, batch=2)
+        result = measure(base, [QUICK], rounds=2, pairs=4, batch=2, matrix=128)
     else:
         base = load(model or "models/base", device=device, dtype=dtype)
         result = measure(base, shapes_named(shapes), rounds=rounds, pairs=pairs, batch=batch)

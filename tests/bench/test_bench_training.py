@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureW
 
 @pytest.fixture(scope="module")
 def result(tiny_random: BaseModel) -> dict[str, Any]:
-    return measure(tiny_random, [QUICK], rounds=2, pairs=4, batch=2)
+    return measure(tiny_random, [QUICK], rounds=2, pairs=4, batch=2, matrix=128)
 
 
 @pytest.fixture(scope="module")
