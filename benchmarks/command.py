@@ -48,9 +48,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run(command: click.Command) -> None:
     """Run a command line; faults of the user's become plain lines."""
-    # Nothing here asks the network, and profilers keep to themselves.
-    for name, value in (("HF_HUB_OFFLINE", "1"), ("KINETO_LOG_LEVEL", "99")):
-        os.environ.setdefault(name, value)
+    # The profiler would report each of its starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:

@@ -24,13 +24,21 @@ def tiny_random() -> Iterator[BaseModel]:
         yield load("random:tiny", dtype="float32")
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
 @pytest.fixture
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """Run a benchmark's command line in an empty directory: exit status, and what it says."""
     monkeypatch.chdir(tmp_path)
-    for name in ("PRLHF_DEVICE", "HF_HUB_OFFLINE", "KINETO_LOG_LEVEL", "TQDM_DISABLE"):
+    for name in ("PRLHF_DEVICE", "KINETO_LOG_LEVEL", "TQDM_DISABLE"):
         monkeypatch.setenv(name, "")  # so that what the command sets is undone
 
     def execute(main: click.Command, *arguments: str) -> tuple[int, str]:
