@@ -10,11 +10,11 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup setup-dev lint format lock clean
+.PHONY: help run test bench setup setup-dev setup-bench lint format lock clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON), an interpreter of version 3.11 or newer):"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: setup ## run what is out of date in the pipeline, then print the results
 	@git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true
@@ -27,9 +27,16 @@ test: setup-dev lint ## run linter, format check, type checker and all tests
 	@echo "pytest -n $(WORKERS)"
 	@$(IN_VENV) OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+bench: setup-bench ## measure training, users and generation on models/base, and write docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.training
+	@$(BIN)/python -m benchmarks.users
+	@$(BIN)/python -m benchmarks.generation
+
 setup: $(VENV)/.installed ## install everything pinned into .venv
 
 setup-dev: $(VENV)/.installed-dev ## the same, with the tools for development
+
+setup-bench: $(VENV)/.installed-bench ## the same, with what benchmarks compare with
 
 lint: setup-dev ## everything that `make test` checks without running the code
 	$(BIN)/ruff check
@@ -49,7 +56,7 @@ lock: setup-dev ## pin the versions that are installed in .venv
 
 clean: ## remove .venv and tools' caches; results, checkpoints and DVC's cache stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
-	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -68,4 +75,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
 	@echo "setup: installing the tools for development"
 	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(VENV)/.installed
+	@echo "setup: installing what the benchmarks compare with"
+	@$(PIP) -e '.[bench]'
 	@touch $(VENV)/.installed $@
