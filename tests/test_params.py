@@ -136,7 +136,11 @@ def test_every_fault_is_reported_in_the_order_of_the_file(faults):
             "must be a whole number (at least 1) or auto, not the text",
         ),
         ("user_model.clusters", "0", "must be a whole number (at least 1) or auto, not 0"),
-        ("methods.dpo.kind", "cluser", "must be uniform, individual, cluster or group, not the text"),
+        (
+            "methods.dpo.kind",
+            "cluser",
+            "must be uniform, individual, cluster or group, not the text",
+        ),
         ("methods.dpo", "3\n  x:", "must be a mapping, not 3"),
         ("data.path", "''", 'must be text (not empty), not the text ""'),
         ("model.revision", "2024-01-01", "must be text or null, not 2024-01-01"),
