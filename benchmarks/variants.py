@@ -21,8 +21,9 @@ from prlhf.models.logps import sum_by_owner, token_logps
 from prlhf.models.packing import Packed, Row, attention_mask, hidden_states, pack
 from prlhf.models.personalized import PersonalizedLM, Scores
 from prlhf.models.user_model import IndividualUserModel
+from prlhf.training.losses import Objective, PairLosses, pair_losses
 from prlhf.training.pairs import Pair, PairBatch, PairCollator
-from prlhf.training.trainer import Objective, PairLosses, PDPOTrainer, pair_losses
+from prlhf.training.trainer import PDPOTrainer
 
 BETA = 0.1
 OBJECTIVE = Objective(alpha=0.5, beta=BETA)

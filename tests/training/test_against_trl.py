@@ -31,9 +31,10 @@ from prlhf.models.lora import add_lora
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UniformUserModel
 from prlhf.training.finetune import training_arguments
+from prlhf.training.losses import Objective
 from prlhf.training.pairs import Pair, encode_pairs
 from prlhf.training.reference import reference_pass
-from prlhf.training.trainer import Objective, PDPOTrainer
+from prlhf.training.trainer import PDPOTrainer
 from tiny import tiny_llama, tiny_tokenizer
 
 # TRL names an argument that transformers is about to rename.

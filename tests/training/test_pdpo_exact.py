@@ -17,9 +17,10 @@ from preferences import some_pairs
 from prlhf.data.contract import canonical_prompt
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
+from prlhf.training.losses import Objective, pair_losses
 from prlhf.training.pairs import Pair, PairCollator, encode_pairs
 from prlhf.training.reference_files import text_key
-from prlhf.training.trainer import Objective, conditions, pair_losses
+from prlhf.training.trainer import conditions
 
 PAIRS = some_pairs(5, weights=True)
 
