@@ -26,7 +26,7 @@ from benchmarks.command import common_options, run
 from benchmarks.machine import describe
 from benchmarks.models import adapted, load, vocabulary_of
 from benchmarks.page import bars, caption, number, publish, size, table, times
-from benchmarks.variants import OBJECTIVE, settings
+from benchmarks.variants import OBJECTIVE, items_of, settings
 from benchmarks.workload import USER_TOKENS
 from prlhf.errors import UserError
 from prlhf.evaluation.svg import Drawing
@@ -59,7 +59,7 @@ class Case:
 
     def in_batches(self) -> set[int]:
         """The users that the run's pairs are of."""
-        return {pair.user_index for pair in cast(list[Pair], self.trainer.train_dataset)}
+        return {pair.user_index for pair in cast(list[Pair], items_of(self.trainer))}
 
 
 def measure(
@@ -170,7 +170,7 @@ def _measure(cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
 
 
 def _row(case: Case, seconds: dict[str, list[float]], peak: int, first: Case) -> dict[str, Any]:
-    steps = len(cast(list[Pair], case.trainer.train_dataset)) // BATCH
+    steps = len(items_of(case.trainer)) // BATCH
     own = seconds[str(case.users)]
     return {
         "users": case.users,

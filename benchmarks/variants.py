@@ -22,6 +22,7 @@ from prlhf.models.packing import Packed, Row, attention_mask, hidden_states, pac
 from prlhf.models.personalized import PersonalizedLM, Scores
 from prlhf.models.user_model import IndividualUserModel
 from prlhf.training.losses import Objective, PairLosses, pair_losses
+from prlhf.training.order import VisitedPairs
 from prlhf.training.pairs import Pair, PairBatch, PairCollator
 from prlhf.training.trainer import PDPOTrainer
 
@@ -52,7 +53,8 @@ class Variant:
         """Of `pairs` pairs from `start` on, in one batch: the loss, its slope by parameter."""
         trainer = self.trainer
         items = range(start * self.rows, (start + pairs) * self.rows)
-        examples = [cast(Any, trainer.train_dataset)[i] for i in items]
+        data = items_of(trainer)
+        examples = [data[i] for i in items]
         model = cast(nn.Module, trainer.model).train()
         inputs = trainer._prepare_inputs(trainer.data_collator(examples))
         loss = trainer.compute_loss(model, inputs)
@@ -64,6 +66,12 @@ class Variant:
         }
         model.zero_grad()
         return loss.detach().float(), slopes
+
+
+def items_of(trainer: Trainer) -> Any:
+    """What a trainer is trained on, by position: pairs of ours, rows of TRL's."""
+    data = cast(Any, trainer.train_dataset)
+    return data.pairs if isinstance(data, VisitedPairs) else data
 
 
 def settings(device: torch.device, batch: int, output: Path) -> dict[str, Any]:
@@ -189,13 +197,14 @@ class _FullLogits:
     def __init__(self, lm: PersonalizedLM) -> None:
         self.lm = lm
 
-    def __call__(self, batch: Packed) -> Scores:
-        users = self.lm.user_model
+    def __call__(self, batch: Packed, *, users: Tensor | None = None) -> Scores:
+        model = self.lm.user_model
         embeds = self.lm.causal_lm.get_input_embeddings()(batch.input_ids)
-        prefix = users(batch.user_index).to(embeds.dtype)
-        embeds = torch.cat([prefix, embeds[:, users.tokens :]], dim=1)
+        prefix = model(batch.user_index).to(embeds.dtype)
+        embeds = torch.cat([prefix, embeds[:, model.tokens :]], dim=1)
         logps = full_logps(self.lm, batch, embeds)
-        return Scores(logps, batch.tokens, penalty=users.penalty(batch.user_index))
+        penalty = None if users is None else model.penalty(users)
+        return Scores(logps, batch.tokens, penalty=penalty)
 
 
 def full_logps(lm: PersonalizedLM, batch: Packed, embeds: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def test_evaluate_writes_what_it_says_and_the_report_reads_it(work):
         "Accuracy for users that are not known, less that of DPO, points",
         "generic user",
         "empty chosen",
-        "evaluate.degenerate_nll",
+        "judge.degenerate_nll",
         "Pretraining by reward found 2 kinds of user",
     ):
         assert phrase in page.words

@@ -293,6 +293,7 @@ def test_more_rows_call_no_function_more_often(tmp_path, columns, write_lines, r
         return counted
 
     calls(1)  # Imports run code, too.
-    few, many = calls(1), calls(8)
+    # Of the first hundred rows more is asked.
+    few, many = calls(4), calls(8)
     assert few["columns.py:contract_rows"] == 1
     assert many == few

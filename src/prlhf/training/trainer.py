@@ -118,9 +118,10 @@ class PairTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
         pairs = cast(VisitedPairs, self.train_dataset).pairs
+        seed = self.args.data_seed
         return PairOrder(
             len(pairs),
-            seed=self.args.data_seed,
+            seed=self.args.seed if seed is None else seed,
             # Asked for as an epoch begins; in the middle of one when a run is resumed.
             epoch=lambda: int(self.state.epoch or 0),
             alpha=self.drawn_with,
