@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prlhf import launch
 from prlhf.commands import ablate as ablate_commands
 from prlhf.commands import data as data_commands
 from prlhf.commands import experiment as experiment_commands
+from prlhf.commands import join as join_commands
 from prlhf.commands import params as params_commands
 from prlhf.errors import UserError
 from prlhf.failures import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, EXIT_USER, user_lines
@@ -115,12 +117,23 @@ def run_stage(stage: Stage, method: str | None = None) -> None:
     if not _may_use_network(stage, params):
         for name, value in OFFLINE.items():
             os.environ.setdefault(name, value)
-    module = importlib.import_module(f"prlhf.stages.{stage.module}")
+    if stage.shared and launch.is_process():
+        with launch.process(params.launch.strategy):
+            _run_here(stage, params, method)
+        return
     label = f"{stage.name}@{method}" if method else stage.name
     started = time.monotonic()
     say(f"{label}: started")
-    module.run(**stage_arguments(module, params, method))
+    if stage.shared and params.launch.processes * params.launch.machines > 1:
+        launch.run(label, stage.arguments(method), params.launch)
+    else:
+        _run_here(stage, params, method)
     say(f"{label}: done in {time.monotonic() - started:.1f} s")
+
+
+def _run_here(stage: Stage, params: Params, method: str | None) -> None:
+    module = importlib.import_module(f"prlhf.stages.{stage.module}")
+    module.run(**stage_arguments(module, params, method))
 
 
 def stage_arguments(module: ModuleType, params: Params, method: str | None) -> dict[str, Any]:
@@ -183,6 +196,9 @@ def _stage_command(stage: Stage) -> click.Command:
 
 for _stage in STAGES:
     app.add_command(_stage_command(_stage))
+
+
+app.add_command(join_commands.join)
 
 
 @app.command()
@@ -334,7 +350,8 @@ def execute(arguments: Sequence[str]) -> int:
         return EXIT_USER
     except (KeyboardInterrupt, click.Abort) as error:
         terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
-        say("error: terminated" if terminated else "error: interrupted")
+        if not launch.is_process():  # else the launcher says it, once
+            say("error: terminated" if terminated else "error: interrupted")
         return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     except click.ClickException as error:
         context = getattr(error, "ctx", None)

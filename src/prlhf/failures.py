@@ -44,7 +44,7 @@ def user_lines(error: Exception) -> list[str]:
         return [str(UserError("out of memory", fix=_LOWER_MEMORY))]
     if isinstance(error, OSError) and error.errno and error.filename is not None:
         return [_system_line(error.errno, error.filename)]
-    for link in _chain(error):
+    for link in chain(error):
         number = link.errno if isinstance(link, OSError) else _rust_errno(link)
         if number in _MACHINE:
             return [_system_line(number, getattr(link, "filename", None))]
@@ -60,7 +60,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those behind it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

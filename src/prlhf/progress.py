@@ -16,9 +16,19 @@ T = TypeVar("T")
 INTERVAL = 10.0
 """Seconds between two plain lines."""
 
+_silent = False
+
+
+def silence() -> None:
+    """Say nothing from now on: another process of the same run does."""
+    global _silent
+    _silent = True
+
 
 def say(message: str) -> None:
     """Print one status line on stderr."""
+    if _silent:
+        return
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
 
@@ -57,7 +67,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._started = self._printed = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _silent:
             from tqdm import tqdm
 
             self._bar = tqdm(

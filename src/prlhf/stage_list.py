@@ -19,6 +19,7 @@ class Stage:
         detail: What `prlhf <stage> --help` adds.
         methods: What `--method` takes: nothing, a method (`trained`, or `rewarded` where the runs
             are those in reward_models), or also an untuned one (`all`).
+        shared: Whether several processes can share its work, as `launch` in params.yaml says.
     """
 
     name: str
@@ -26,10 +27,15 @@ class Stage:
     summary: str
     detail: str
     methods: str = ""
+    shared: bool = False
 
     @property
     def command(self) -> str:
         return self.name.replace("_", "-")
+
+    def arguments(self, method: str | None) -> list[str]:
+        """Its command line, without `prlhf`."""
+        return [self.command, *(["--method", method] if method else [])]
 
 
 STAGES = (
@@ -59,6 +65,7 @@ STAGES = (
         "reference",
         "Compute the base model's view of all pairs, once.",
         "Log-probabilities and features from one forward pass. Writes data/reference.",
+        shared=True,
     ),
     Stage(
         "pretrain_user_model",
@@ -74,6 +81,7 @@ STAGES = (
         "A killed run resumes from its last checkpoint. Writes models/METHOD and "
         "reports/curves/METHOD.csv.",
         methods="trained",
+        shared=True,
     ),
     Stage(
         "train_reward_model",
@@ -82,6 +90,7 @@ STAGES = (
         "On the kind of user model that METHOD has, for the methods in reward_models. Writes "
         "models/reward_METHOD, and its held-out accuracy to reports/reward_models.",
         methods="rewarded",
+        shared=True,
     ),
     Stage(
         "generate",
@@ -91,6 +100,7 @@ STAGES = (
         "unknown, gets answers too. Writes "
         "data/generated/METHOD.parquet.",
         methods="all",
+        shared=True,
     ),
     Stage(
         "score",
@@ -98,6 +108,7 @@ STAGES = (
         "Score held-out pairs and generated answers.",
         "Writes data/scores/METHOD.",
         methods="all",
+        shared=True,
     ),
     Stage(
         "score_rewards",

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from prlhf import distributed
 from prlhf.data.contract import messages, stated
 from prlhf.errors import UserError
 from prlhf.models.quantized import NF4, nf4_options
@@ -48,14 +49,28 @@ DTYPES = {
 
 
 def pick_device() -> torch.device:
-    """The device to compute on: `PRLHF_DEVICE` if set, else CUDA when there is one, else CPU."""
+    """The device to compute on: `PRLHF_DEVICE` if set, else CUDA when there is one, else CPU.
+
+    Of several processes on a machine each takes a GPU of its own.
+    """
     name = os.environ.get("PRLHF_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UserError(
             f"{name!r} is no torch device", where="PRLHF_DEVICE", fix="use cpu, cuda or cuda:0"
         ) from error
+    if device.type != "cuda" or distributed.world_size() == 1:
+        return device
+    number, present = distributed.local_rank(), torch.cuda.device_count()
+    if number >= present:
+        raise UserError(
+            f"more processes than GPUs: this machine has {present}",
+            where="launch.processes",
+            fix="start one for each GPU, or set PRLHF_DEVICE=cpu",
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -101,16 +116,34 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
         fix="check model.name, then run `dvc repro -f base_model`",
     ):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=pick_dtype(dtype, device), local_files_only=True, **options
-        )
+        model = _weights(path, device, {"dtype": pick_dtype(dtype, device), **options})
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token", where=path)
     without_dropout(model)
-    model.requires_grad_(False)
     model.eval()
-    model.to(device)
     return BaseModel(model, tokenizer, path, read_source(path))
+
+
+def _weights(path: Path, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
+    """The model in `path`, frozen, on `device`; this process's part of it if it is spread out."""
+
+    def read() -> PreTrainedModel:
+        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
+        return model.requires_grad_(False)
+
+    if not distributed.sharded():
+        return read().to(device)
+    if "quantization_config" in options:
+        raise UserError(
+            "4-bit weights (nf4) cannot be spread over processes",
+            where="launch.strategy",
+            fix="use ddp, or model.dtype: bfloat16",
+        )
+    with distributed.one_at_a_time():
+        # The machine's memory has to hold the whole model once, however many processes there are.
+        model = read()
+        distributed.shard(model, device)
+    return model
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from prlhf import distributed
 from prlhf.progress import Progress
 
 
@@ -63,7 +64,8 @@ def complete(
     """Continue every prefix once.
 
     Rows are batched by length (stable order), left-padded and decoded together with a KV cache.
-    The result depends on `seed`, the rows and `batch_size`, not on the global random state.
+    The result depends on `seed`, the rows and `batch_size`, not on the global random state, and not
+    on how many processes share the batches: each batch has a seed of its own.
 
     Args:
         model: the language model (possibly with adapters), in eval mode.
@@ -79,21 +81,27 @@ def complete(
     """
     order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
     config = sampling.config(eos, pad=eos)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    first = {rows[0]: number * batch_size for number, rows in enumerate(batches)}
     done: dict[int, Completion] = {}
     with (
         torch.random.fork_rng(devices=_cuda_devices(model)),
         Progress(total=len(order), label=label, unit="texts") as progress,
     ):
-        for start in range(0, len(order), batch_size):
-            torch.manual_seed(seed + start)
-            rows = order[start : start + batch_size]
-            embeds, mask = _left_pad([prefix(row) for row in rows])
+        for turn in distributed.turns(batches):
+            torch.manual_seed(seed + first[turn.rows[0]])
+            embeds, mask = _left_pad([prefix(row) for row in turn.rows])
             output = model.generate(
-                inputs_embeds=embeds, attention_mask=mask, generation_config=config
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                generation_config=config,
+                synced_gpus=distributed.sharded(),
             )
-            for row, ids in zip(rows, output.tolist(), strict=True):
-                done[row] = _cut_at(ids, eos)
-            progress.advance(len(rows))
+            if turn.own:
+                for row, ids in zip(turn.rows, output.tolist(), strict=True):
+                    done[row] = _cut_at(ids, eos)
+            progress.advance(turn.together)
+    done = distributed.merged(done)
     return [done[row] for row in range(len(lengths))]
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prlhf import distributed
 from prlhf.data.contract import canonical_prompt
 from prlhf.errors import UserError
 from prlhf.io import read_json, write_json
@@ -198,29 +199,36 @@ class PersonalizedLM(nn.Module):
         max_rows: int = 16,
         max_positions: int = 2048,
     ) -> Scores:
-        """`forward` over any number of rows, batched by length; results on the CPU, in order."""
+        """`forward` over any number of rows, batched by length; results on the CPU, in order.
+
+        Several processes share the batches out, and each has all results.
+        """
         self.eval()
         responses = sum(len(row.responses) for row in rows)
-        logps = torch.empty(responses)
-        tokens = torch.empty(responses, dtype=torch.long)
-        last = torch.empty(responses) if features else None
-        pooled = torch.empty(responses, self.base.hidden_size) if features else None
+        logps = torch.zeros(responses)
+        tokens = torch.zeros(responses, dtype=torch.long)
+        last = torch.zeros(responses) if features else None
+        pooled = torch.zeros(responses, self.base.hidden_size) if features else None
         limits = {"max_rows": max_rows, "max_positions": max_positions}
-        for batch, where in self.batches(rows, label=label, **limits):
+        for batch, where, own in self.batches(rows, label=label, **limits):
             part = self(batch, features=features)
+            if not own:
+                continue
             logps[where] = part.logps.cpu()
             tokens[where] = part.tokens.cpu()
             if pooled is not None and last is not None:
                 last[where] = part.last.cpu()
                 pooled[where] = part.features.cpu()
+        distributed.put_together(logps, tokens, pooled, last)
         return Scores(logps, tokens, pooled, last=last)
 
     def batches(
         self, rows: Sequence[Row], *, label: str, max_rows: int, max_positions: int
-    ) -> Iterator[tuple[Packed, Tensor]]:
+    ) -> Iterator[tuple[Packed, Tensor, bool]]:
         """Any number of rows in packed batches of similar length, with progress shown.
 
-        Each comes while the adapter is in use that serves its users.
+        Each comes while the adapter is in use that serves its users. Several processes share the
+        batches out.
 
         Args:
             rows: what is to go through the model.
@@ -228,21 +236,23 @@ class PersonalizedLM(nn.Module):
             max_rows, max_positions: see `prlhf.models.packing.batches_by_length`.
 
         Yields:
-            A batch on this model's device, and where its responses are among those of all rows,
-            int64.
+            A batch on this model's device, where its responses are among those of all rows, int64,
+            and whether its results count (see `prlhf.distributed.Turn`).
         """
         rows = bounded(rows)
         starts = list(itertools.accumulate((len(row.responses) for row in rows), initial=0))
         lengths = [row.length(self.user_model.tokens) for row in rows]
         with Progress(total=len(rows), label=label, unit="rows") as progress:
             for served in self.by_adapter([row.user_index for row in rows]):
-                for members in batches_by_length(
+                batches = batches_by_length(
                     [lengths[i] for i in served], max_rows=max_rows, max_positions=max_positions
-                ):
-                    chosen = [served[i] for i in members]
+                )
+                for turn in distributed.turns(batches):
+                    chosen = [served[i] for i in turn.rows]
                     where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
-                    yield self.pack([rows[i] for i in chosen]).to(self.device), where
-                    progress.advance(len(chosen))
+                    packed = self.pack([rows[i] for i in chosen]).to(self.device)
+                    yield packed, where, turn.own
+                    progress.advance(turn.together)
 
     # -- use -------------------------------------------------------------------------------------
 

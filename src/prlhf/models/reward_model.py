@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from prlhf import distributed
 from prlhf.data.contract import canonical_prompt
 from prlhf.errors import UserError
 from prlhf.models.packing import Packed, Row
@@ -96,13 +97,19 @@ class PersonalizedRewardModel(nn.Module):
     def score(
         self, rows: Sequence[Row], *, label: str, max_rows: int = 16, max_positions: int = 2048
     ) -> Tensor:
-        """Rewards of any number of rows, batched by length: float32 [R] on the CPU, in order."""
+        """Rewards of any number of rows, batched by length: float32 [R] on the CPU, in order.
+
+        Several processes share the batches out, and each has all results.
+        """
         self.eval()
-        rewards = torch.empty(sum(len(row.responses) for row in rows))
+        rewards = torch.zeros(sum(len(row.responses) for row in rows))
         whole = [self._read_whole(row) for row in rows]
         limits = {"max_rows": max_rows, "max_positions": max_positions}
-        for batch, where in self.lm.batches(whole, label=label, **limits):
-            rewards[where] = self(batch).rewards.float().cpu()
+        for batch, where, own in self.lm.batches(whole, label=label, **limits):
+            part = self(batch)
+            if own:
+                rewards[where] = part.rewards.float().cpu()
+        distributed.put_together(rewards)
         return rewards
 
     # -- use -------------------------------------------------------------------------------------

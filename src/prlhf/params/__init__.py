@@ -20,6 +20,7 @@ from prlhf.params.judging import (
     RewardJudgeParams,
     TrainedJudgeParams,
 )
+from prlhf.params.launching import LaunchParams
 from prlhf.params.loading import load
 from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.schema import Params
@@ -42,6 +43,7 @@ __all__ = [
     "GenerateParams",
     "HubParams",
     "JudgeParams",
+    "LaunchParams",
     "LlmJudgeParams",
     "LoraParams",
     "MethodParams",

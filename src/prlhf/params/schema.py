@@ -10,10 +10,12 @@ from pydantic_core import PydanticCustomError
 from prlhf.params.data import DataParams, SplitParams, ValidateParams
 from prlhf.params.evaluation import EvaluateParams, GenerateParams
 from prlhf.params.judging import JudgeParams
+from prlhf.params.launching import LaunchParams
 from prlhf.params.model import ModelParams, TokenParams
 from prlhf.params.section import Section, conflict, listed
 from prlhf.params.training import (
     CompareParams,
+    FitParams,
     MethodParams,
     PretrainParams,
     RewardTrainParams,
@@ -65,6 +67,7 @@ class Params(Section):
     generate: GenerateParams
     judge: JudgeParams
     evaluate: EvaluateParams
+    launch: LaunchParams
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> Self:
@@ -73,6 +76,21 @@ class Params(Section):
                 "compare.trained",
                 f"names {', '.join(unknown)}, but methods has {listed(self.methods)}",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _processes_share_the_batch(self) -> Self:
+        processes = self.launch.processes * self.launch.machines
+        sections: dict[str, FitParams] = {"train": self.train}
+        if self.reward_models:
+            sections["train_reward_model"] = self.train_reward_model
+        for name, section in sections.items():
+            if section.batch_size % (section.micro_batch_size * processes):
+                raise conflict(
+                    f"{name}.micro_batch_size",
+                    f"{section.micro_batch_size} pairs in each of {processes} processes (launch) "
+                    f"do not divide {name}.batch_size ({section.batch_size})",
+                )
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pandas as pd
 
+from prlhf import distributed
 from prlhf.data.contract import require_stated
 from prlhf.data.prompts import read_prompts, without_learned
 from prlhf.io import content_hash, read_parquet, write_parquet
@@ -63,6 +64,8 @@ def run(
         batch_size=generate.batch_size,
         label=f"generate {name}",
     )
+    if not distributed.is_main():
+        return
     rows["generation_id"] = [
         content_hash(name, condition, user or "", prompt)
         for condition, user, prompt in zip(

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from prlhf.io import atomic_path, read_parquet
+from prlhf import distributed
+from prlhf.io import read_parquet
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.load import PROMPTED_METHOD
 from prlhf.models.personalized import PersonalizedLM
@@ -37,8 +38,8 @@ def run(*, model: ModelParams, tokens: TokenParams) -> None:
     reading = Encoder(base.tokenizer, *limits, tokens.max_user_text)
     lm = PersonalizedLM.reference(base, Encoder(base.tokenizer, *limits))
     reference = reference_pass(lm, tables, reading if tokens.reference_text else None)
-    with atomic_path(OUTPUT, directory=True) as directory:
+    with distributed.output(OUTPUT) as directory:
         save_reference(reference, directory)
     prompted = PersonalizedLM.reference(base, reading, {"method": PROMPTED_METHOD})
-    with atomic_path(PROMPTED, directory=True) as directory:
+    with distributed.output(PROMPTED) as directory:
         prompted.save_pretrained(directory)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from safetensors.torch import save_file
 
+from prlhf import distributed
 from prlhf.evaluation.scoring import score_generations, score_pairs, user_map
-from prlhf.io import atomic_path, read_parquet, write_parquet
+from prlhf.io import read_parquet, write_parquet
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.load import BASE_METHOD, BASE_PATH, PROMPTED_METHOD, load_method
 from prlhf.models.personalized import PersonalizedLM
@@ -30,7 +31,7 @@ def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
 
     The features of the generations are for a reward model as judge; they cost nothing here.
     """
-    with atomic_path(OUTPUT / name, directory=True) as directory:
+    with distributed.output(OUTPUT / name) as directory:
         if name != BASE_METHOD:
             lm = load_method(name, model.dtype, tokens)
             test = read_parquet(PREPARED / "test.parquet")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
+from prlhf import distributed
 from prlhf.data.contract import require_stated
-from prlhf.io import atomic_path, read_parquet, write_text
+from prlhf.io import read_parquet, write_text
 from prlhf.models.base import load_base
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UniformUserModel, UserModel
@@ -62,6 +63,7 @@ def run(
     }
     inputs = [BASE, *(PREPARED / f"{table}.parquet" for table in ("train", "validation", "users"))]
     key = run_key(settings, [*inputs, REFERENCE, PRETRAINED])
+    distributed.require_agreement(key)
     checkpoints = ROOT / f"{name}-{key}"
 
     base = load_base(BASE, model.dtype)
@@ -101,7 +103,7 @@ def run(
             label=f"train {name}: {group}" if group else f"train {name}",
         )
 
-    with atomic_path(Path("models") / name, directory=True) as directory:
+    with distributed.output(Path("models") / name) as directory:
         if method.kind == "group":
             users = read_parquet(PREPARED / "users.parquet")
             groups = group_user_model(users, base.hidden_size, f"params.yaml: methods.{name}.kind")
@@ -117,5 +119,7 @@ def run(
             lm = fresh(start)
             curves = fit(lm, pairs["train"], pairs["validation"])
         lm.save_pretrained(directory)
+    if not distributed.is_main():
+        return
     write_text(CURVES / f"{name}.csv", curves.to_csv(index=False, lineterminator="\n"))
     discard(checkpoints)

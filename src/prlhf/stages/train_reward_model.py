@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from prlhf import distributed
 from prlhf.data.contract import require_stated
 from prlhf.io import atomic_path, read_parquet, write_json, write_parquet, write_text
 from prlhf.models.base import load_base
@@ -63,7 +64,9 @@ def run(
     }
     splits = ("train", "validation", "test", "unseen")
     inputs = [BASE, *(PREPARED / f"{split}.parquet" for split in splits), PRETRAINED]
-    checkpoints = ROOT / f"reward_{name}-{run_key(settings, inputs)}"
+    key = run_key(settings, inputs)
+    distributed.require_agreement(key)
+    checkpoints = ROOT / f"reward_{name}-{key}"
 
     data = divide({s: read_parquet(PREPARED / f"{s}.parquet") for s in splits}, train.pairs)
     if method.text:
@@ -97,6 +100,8 @@ def run(
         label=label,
     )
     scored = score_held_out(reward_model, data.test, data.unseen, label)
+    if not distributed.is_main():
+        return
     report = accuracy_report(scored)
     accuracy = report["accuracy"]
     say(

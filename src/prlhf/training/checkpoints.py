@@ -16,6 +16,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prlhf import distributed
+
 ROOT = Path(".cache/checkpoints")
 COMPLETE = "complete"
 
@@ -77,4 +79,7 @@ class MarkComplete(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        (path / COMPLETE).touch()
+        # Every process writes the state of its random numbers.
+        distributed.wait_for_all()
+        if distributed.is_main():
+            (path / COMPLETE).touch()

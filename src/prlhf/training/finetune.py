@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from prlhf import distributed
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
 from prlhf.training.checkpoints import MarkComplete, last_complete
@@ -109,13 +110,13 @@ def fit(
     show = ShowProgress(label)
     arguments = training_arguments(params, checkpoints, seed, device)
     trainer = trainer_of(arguments, [show, MarkComplete()])
-    resume = last_complete(checkpoints)
+    resume = distributed.told(last_complete(checkpoints) if distributed.is_main() else None)
     if resume is not None:
         say(f"{label}: resuming from step {resume.name.rpartition('-')[2]}")
     try:
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     except KeyboardInterrupt:
-        kept = last_complete(checkpoints)
+        kept = last_complete(checkpoints) if distributed.is_main() else None
         if kept is not None:
             step = kept.name.rpartition("-")[2]
             say(f"{label}: step {step} is kept; the next run goes on from there")
@@ -134,7 +135,9 @@ def training_arguments(
         output_dir=str(output),
         per_device_train_batch_size=train.micro_batch_size,
         per_device_eval_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
+        gradient_accumulation_steps=(
+            train.batch_size // (train.micro_batch_size * distributed.world_size())
+        ),
         num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
         learning_rate=train.lora_lr,

@@ -28,6 +28,15 @@ class Visit(NamedTuple):
     as_user: bool | None
 
 
+FILLER = -1
+"""The position of a pair that counts for nothing."""
+
+
+def without_weight(pair: Pair) -> Pair:
+    """A pair that changes neither gradients nor means."""
+    return replace(pair, weight=0.0)
+
+
 class VisitedPairs(Dataset[Pair]):
     """Pairs by `Visit`, as `PairOrder` hands them to a `DataLoader`."""
 
@@ -38,7 +47,8 @@ class VisitedPairs(Dataset[Pair]):
         return len(self.pairs)
 
     def __getitem__(self, visit: Visit) -> Pair:
-        return replace(self.pairs[visit.pair], as_user=visit.as_user)
+        pair = without_weight(self.pairs[0]) if visit.pair == FILLER else self.pairs[visit.pair]
+        return replace(pair, as_user=visit.as_user)
 
 
 class PairOrder(Sampler[Visit]):
@@ -52,6 +62,9 @@ class PairOrder(Sampler[Visit]):
             generic user's; None for both of them at each visit.
         lengths: tokens of each pair, for batches of similar length; None for any order.
         batch: pairs that are padded together.
+        whole: an epoch is filled up to a multiple of this with pairs of weight 0: of several
+            processes each gets as many batches. accelerate would repeat pairs of the epoch's
+            beginning, and the last step would not be what it is in one process.
     """
 
     def __init__(
@@ -63,6 +76,7 @@ class PairOrder(Sampler[Visit]):
         alpha: float | None = None,
         lengths: Sequence[int] | None = None,
         batch: int = 1,
+        whole: int = 1,
     ) -> None:
         self.pairs = pairs
         self.seed = seed
@@ -70,9 +84,10 @@ class PairOrder(Sampler[Visit]):
         self.alpha = alpha
         self.lengths = lengths
         self.batch = batch
+        self.whole = whole
 
     def __len__(self) -> int:
-        return self.pairs
+        return self.pairs + -self.pairs % self.whole
 
     def __iter__(self) -> Iterator[Visit]:
         epoch = self.epoch()
@@ -80,9 +95,12 @@ class PairOrder(Sampler[Visit]):
         if self.lengths is not None:
             order = bucketed(order, self.lengths, self.batch, self.seed, epoch)
         if self.alpha is None:
-            return (Visit(pair, None) for pair in order)
-        terms = drawn_terms(self.pairs, self.alpha, self.seed, epoch)
-        return (Visit(pair, terms[pair]) for pair in order)
+            visits = [Visit(pair, None) for pair in order]
+        else:
+            terms = drawn_terms(self.pairs, self.alpha, self.seed, epoch)
+            visits = [Visit(pair, terms[pair]) for pair in order]
+        filler = visits[0]._replace(pair=FILLER)
+        return iter([*visits, *[filler] * (len(self) - self.pairs)])
 
 
 def shuffled(pairs: int, seed: int, epoch: int) -> list[int]:

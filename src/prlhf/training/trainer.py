@@ -21,13 +21,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from prlhf import distributed
 from prlhf.io import naming
 from prlhf.models.packing import Packed, Row
 from prlhf.models.personalized import CARD, TABLES, PersonalizedLM, load_user_model
 from prlhf.models.user_model import UserModel
 from prlhf.training.losses import Objective, PairLosses, pair_losses
 from prlhf.training.optim import build_optimizer, clip_gradients
-from prlhf.training.order import PairOrder, VisitedPairs
+from prlhf.training.order import PairOrder, VisitedPairs, without_weight
 from prlhf.training.pairs import Pair, PairBatch, PairCollator
 
 MEANS = "running_means.pt"
@@ -111,6 +112,7 @@ class PairTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
+        self._saved = self._sums, self._weights
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
 
@@ -119,6 +121,7 @@ class PairTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
         pairs = cast(VisitedPairs, self.train_dataset).pairs
         seed = self.args.data_seed
+        several = self.args.world_size > 1
         return PairOrder(
             len(pairs),
             seed=self.args.seed if seed is None else seed,
@@ -126,8 +129,8 @@ class PairTrainer(Trainer):
             epoch=lambda: int(self.state.epoch or 0),
             alpha=self.drawn_with,
             lengths=[pair.length for pair in pairs] if self.length_bucketing else None,
-            # The batches that several processes compute at the same time are of similar length.
-            batch=self.args.train_batch_size * self.args.world_size,
+            batch=self.args.train_batch_size,
+            whole=self.args.train_batch_size * self.args.world_size if several else 1,
         )
 
     # -- what a subclass says --------------------------------------------------------------------
@@ -173,15 +176,22 @@ class PairTrainer(Trainer):
             self._sums[name] = self._sums.get(name, 0.0) + (value * counted).sum()
             self._weights[name] = self._weights.get(name, 0.0) + counted.sum()
 
+    def _totals(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The sums so far and their weights, over all processes."""
+        if self.args.world_size == 1 or not self._sums:
+            return self._sums, self._weights
+        names = list(self._sums)
+        own = torch.stack([part[name] for part in (self._sums, self._weights) for name in names])
+        sums, weights = distributed.total(own).chunk(2)
+        return dict(zip(names, sums, strict=True)), dict(zip(names, weights, strict=True))
+
     def _take_means(self) -> dict[str, float]:
         """Means so far; what was known of no pair has none."""
-        means = {
-            name: float(total / self._weights[name])
-            for name, total in self._sums.items()
-            if self._weights[name] > 0
-        }
+        sums, weights = self._totals()
         self._sums, self._weights = {}, {}
-        return means
+        return {
+            name: float(total / weights[name]) for name, total in sums.items() if weights[name] > 0
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to the Trainer's own entry."""
@@ -222,8 +232,19 @@ class PairTrainer(Trainer):
     def _eval_batches(self, pairs: Sequence[Pair]) -> Iterator[PairBatch]:
         # Not through a DataLoader, which would draw from the random state that dropout uses.
         size = self.args.per_device_eval_batch_size
-        for start in range(0, len(pairs), size):
+        processes, own = self.args.world_size, self.args.process_index
+        if processes > 1:
+            pairs = [*pairs, *[without_weight(pairs[0])] * (-len(pairs) % (size * processes))]
+        for start in range(own * size, len(pairs), size * processes):
             yield self.data_collator(pairs[start : start + size])["batch"]
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        if self.args.world_size == 1 or not training or model is not self.model:
+            return super()._wrap_model(model, training, dataloader)
+        users = cast(PairModel, self.model).user_model
+        return distributed.replicate(model, apart=users.sparse_parameters())
 
     # -- optimiser -------------------------------------------------------------------------------
 
@@ -243,11 +264,13 @@ class PairTrainer(Trainer):
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        distributed.average_rows(cast(PairModel, self.model).user_model.sparse_parameters())
         return clip_gradients(model.parameters(), self.args.max_grad_norm)
 
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._saved = self._totals()
         with naming(cast(str, self.args.output_dir)):
             super()._save_checkpoint(model, trial)
 
@@ -255,10 +278,12 @@ class PairTrainer(Trainer):
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         """What is trained (the base model never changes), and the means in progress."""
+        if not self.args.should_save:
+            return
         directory = Path(output_dir or cast(str, self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
         cast(PairModel, self.model).save_pretrained(directory)
-        torch.save((self._sums, self._weights), directory / MEANS)
+        torch.save(self._saved, directory / MEANS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -266,7 +291,13 @@ class PairTrainer(Trainer):
         directory = Path(resume_from_checkpoint)
         self.load_model(directory)
         # A resumed run logs what an uninterrupted one would, also halfway between two logs.
-        self._sums, self._weights = torch.load(directory / MEANS, map_location=self.args.device)
+        device = self.args.device
+        # Of several processes on a CPU the device has a number, which torch cannot load to.
+        where = "cpu" if device.type == "cpu" else device
+        saved = torch.load(directory / MEANS, map_location=where)
+        if self.args.process_index > 0:  # they are sums over all processes
+            saved = tuple({name: 0 * value for name, value in part.items()} for part in saved)
+        self._sums, self._weights = saved
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate does not know packed batches."""

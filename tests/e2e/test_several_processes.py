@@ -1,0 +1,175 @@
+"""Stages in several processes: what one process gives, and a clear end when one of them dies."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from e2e_project import PATIENCE, Project, Result, stop
+from flow_project import free_port
+from safetensors.torch import load_file
+
+from prlhf.models.personalized import load_user_model
+
+pytestmark = pytest.mark.e2e
+
+TRAIN = ("dvc", "repro", "train@pdpo")
+MADE = ("models/pdpo", "reports/curves/pdpo.csv")
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Commands that end with the test."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        stop(process)
+
+
+def assert_same_model(found: Project, wanted: Project, name: str = "pdpo") -> None:
+    """Equal up to float32 rounding: relative 1e-5 where nothing amplifies it.
+
+    Adam does: in its first step a gradient near its epsilon becomes a whole learning rate. It is
+    the difference between users' embeddings that counts for the model, not that of their weights.
+    """
+    adapters = [
+        load_file(str(p / f"models/{name}/adapter_model.safetensors")) for p in (found, wanted)
+    ]
+    assert adapters[0].keys() == adapters[1].keys()
+    for key, weight in adapters[0].items():
+        torch.testing.assert_close(weight, adapters[1][key], rtol=1e-5, atol=1e-5, msg=key)
+    users = [load_user_model(p / f"models/{name}") for p in (found, wanted)]
+    assert users[0].users == users[1].users
+    everyone = torch.arange(len(users[0].users) + 1)
+    with torch.no_grad():
+        embeddings = [model(everyone) for model in users]
+    torch.testing.assert_close(*embeddings, rtol=1e-3, atol=1e-3)
+    curves = [pd.read_csv(p / f"reports/curves/{name}.csv") for p in (found, wanted)]
+    # With the norm of all gradients, those of the users' tables among them, at every step logged.
+    assert curves[0]["grad_norm"].notna().sum() > 1
+    pd.testing.assert_frame_equal(
+        *(curve.drop(columns="loss") for curve in curves), rtol=1e-4, atol=1e-4
+    )
+    pd.testing.assert_series_equal(*(curve["loss"] for curve in curves), rtol=1e-3)
+
+
+def complete(project: Project) -> set[Path]:
+    return set((project / ".cache/checkpoints").glob("*/checkpoint-*/complete"))
+
+
+def workers(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The processes of a stage, by their rank."""
+    found = {}
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        try:
+            rank = process.environ().get("RANK")
+        except psutil.Error:
+            continue
+        if rank is not None:
+            found[int(rank)] = process
+    return found
+
+
+def wait_for(condition, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def finish(process: subprocess.Popen[str]) -> Result:
+    out, err = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in out + err, err
+    return Result(process.returncode, out, err)
+
+
+def test_a_killed_process_ends_the_run_and_the_next_goes_on(
+    finished: Project, project: Project, started: list[subprocess.Popen[str]]
+):
+    project.set({"launch.processes": 2})
+    # How the work is shared out makes no result old.
+    assert project.run(*TRAIN).ran == []
+
+    project.forget("train@pdpo", *MADE)
+    process = project.start(*TRAIN)
+    started.append(process)
+    wait_for(lambda: complete(project), process)
+    those = workers(process)
+    assert sorted(those) == [0, 1]
+    those[1].send_signal(signal.SIGKILL)
+    result = finish(process)
+    assert result.status not in (0, -signal.SIGKILL)
+    [error] = result.errors
+    assert error.startswith("error: train@pdpo: process 1 of 2 was ended by SIGKILL (")
+    assert not any(worker.is_running() for worker in those.values())
+    assert not (project / "models/pdpo").exists()
+    step = max(int(path.parent.name.rpartition("-")[2]) for path in complete(project))
+
+    result = project.run(*TRAIN)
+    resumed = re.findall(r"^train pdpo: resuming from step (\d+)$", result.err, re.MULTILINE)
+    assert resumed == [str(step)]
+    assert_same_model(project, finished)
+    assert list((project / ".cache/checkpoints").iterdir()) == []
+
+
+def test_a_model_spread_over_two_processes_gives_the_results_of_one(
+    finished: Project, project: Project
+):
+    project.set({"launch.processes": 2, "launch.strategy": "fsdp"})
+    made = ("data/reference", "models/prompted", "data/generated/pdpo.parquet", "data/scores/pdpo")
+    for command in (["reference"], ["generate", "--method", "pdpo"], ["score", "--method", "pdpo"]):
+        project.run("prlhf", *command)
+    # Batches are dealt out whole, each computed as one process would.
+    assert project.digests(*made) == finished.digests(*made)
+
+    project.run("prlhf", "train", "--method", "pdpo")
+    assert_same_model(project, finished)
+
+
+def test_two_machines_share_a_stage(
+    finished: Project, project: Project, started: list[subprocess.Popen[str]], monkeypatch
+):
+    project.set({"launch.machines": 2})
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("NODE_RANK", "1")
+    other = project.start("prlhf", "join", "--patience", "60")
+    started.append(other)
+    monkeypatch.setenv("NODE_RANK", "0")
+    result = project.run("prlhf", "train", "--method", "pdpo")
+    assert "train@pdpo: waiting for 1 more machine at 127.0.0.1:" in result.err
+    assert_same_model(project, finished)
+    other.send_signal(signal.SIGTERM)
+    told = finish(other)
+    assert "join: train@pdpo: started\njoin: train@pdpo: done\n" in told.err
+    assert told.errors == ["error: terminated"]
+
+
+def test_mistakes_are_said_once_and_signals_end_all(
+    project: Project, started: list[subprocess.Popen[str]]
+):
+    project.set({"launch.processes": 2})
+    process = project.start("prlhf", "train", "--method", "pdpo")
+    started.append(process)
+    wait_for(lambda: complete(project), process)
+    those = workers(process)
+    process.send_signal(signal.SIGTERM)
+    result = finish(process)
+    assert (result.status, result.errors) == (143, ["error: terminated"])
+    assert not any(worker.is_running() for worker in those.values())
+
+    (project / "data/prepared/users.parquet").write_bytes(b"no table")
+    result = project.run("prlhf", "generate", "--method", "base", status=2)
+    assert result.errors == [
+        "error: data/prepared/users.parquet: is not a readable Parquet file "
+        "(`dvc repro` makes it anew)"
+    ]
