@@ -183,7 +183,9 @@ class Runner:
             )
         if status:
             where = f"{run.setting}, seed {run.seed}"
-            raise UserError(failure(lines), where=where, fix=f"all of its output: {log}")
+            raise UserError(
+                failure(lines), where=where, fix=f"its output: {log.relative_to(project.root)}"
+            )
         made = reference(project.head, run.experiment)
         with self._guard:
             git(project.root, "fetch", "--quiet", "--no-tags", str(copy), f"+{made}:{made}")

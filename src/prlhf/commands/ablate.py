@@ -141,7 +141,10 @@ def _report(project: Project, ablation: Ablation, all_runs: Sequence[Run]) -> No
     table = results.tabulate(ablation, all_runs, found, bootstrap)
     click.echo(page.text(table))
     if table.missing:
-        say(f"{ablation.name}: {len(table.missing)} runs are missing; nothing is written")
+        say(
+            f"{ablation.name}: {len(table.missing)} of {len(all_runs)} runs missing; "
+            "nothing is written"
+        )
         return
     stem = REPORTS / ablation.name
     write_json(stem.with_suffix(".json"), page.as_json(table))
