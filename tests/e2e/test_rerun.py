@@ -25,8 +25,7 @@ MODULES = {
     "src/prlhf/models/user_model.py": {"reference", "pretrain_user_model"}
     | TRAIN
     | GENERATE
-    | SCORE
-    | {"judge"},
+    | SCORE,
     "src/prlhf/training/pretrain.py": {"pretrain_user_model", "judge"},
     "src/prlhf/training/finetune.py": TRAIN,
     "src/prlhf/evaluation/scoring.py": SCORE,
