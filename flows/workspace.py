@@ -13,23 +13,20 @@ import fcntl
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configobj import ConfigObj
-
 from flows.process import Commands
 from flows.stage import DVC, environment
+from prlhf.copies import configure, git
 from prlhf.errors import UserError
 from prlhf.io import content_hash, write_text
 from prlhf.params.overrides import overridden
 
 PARAMS = "params.yaml"
 PLACE = Path(".dvc/tmp/flows")
-LINKS = "reflink,hardlink,symlink,copy"
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def workspace(
         )
         _populate(made, top, head)
         write_text(made.path / PARAMS, text)
-        _configure(made, cache)
+        configure(made.root, made.path, cache)
         status = commands.run(
             [*DVC, "checkout", "--quiet", "--force", "--allow-missing"],
             cwd=made.path,
@@ -129,11 +126,11 @@ def record(
         environment=made.variables,
         on_line=on_line,
     )
-    refs = _git(made.clone, "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    refs = git(made.clone, "for-each-ref", "--format=%(refname)", "refs/exps").split()
     found = [ref for ref in refs if ref.rpartition("/")[2] == name and "/exec/" not in ref]
     if status or not found:
         raise UserError("dvc exp save failed", where=made.path, fix="see the log")
-    _git(made.root, "fetch", "--quiet", "--no-tags", str(made.clone), f"+{found[0]}:{found[0]}")
+    git(made.root, "fetch", "--quiet", "--no-tags", str(made.clone), f"+{found[0]}:{found[0]}")
     return name
 
 
@@ -144,8 +141,8 @@ def remove(made: Workspace) -> None:
 
 def _git_state(root: Path) -> tuple[Path, str]:
     try:
-        top = Path(_git(root, "rev-parse", "--show-toplevel").strip())
-        return top, _git(root, "rev-parse", "HEAD").strip()
+        top = Path(git(root, "rev-parse", "--show-toplevel").strip())
+        return top, git(root, "rev-parse", "HEAD").strip()
     except UserError:
         raise UserError(
             "a run with other parameters becomes a DVC experiment, which needs a Git commit",
@@ -158,11 +155,11 @@ def _populate(made: Workspace, top: Path, head: str) -> None:
     """Bring the clone to the files of the project as they are, committed or not."""
     if not (made.clone / ".git").is_dir():
         shutil.rmtree(made.clone, ignore_errors=True)
-        _git(top, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(made.clone))
-    _git(made.clone, "checkout", "--quiet", "--force", "--detach", head)
-    _git(made.clone, "clean", "--quiet", "-d", "--force")
-    changed = _git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD")
-    added = _git(top, "ls-files", "--others", "--exclude-standard", "-z")
+        git(top, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(made.clone))
+    git(made.clone, "checkout", "--quiet", "--force", "--detach", head)
+    git(made.clone, "clean", "--quiet", "-d", "--force")
+    changed = git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD")
+    added = git(top, "ls-files", "--others", "--exclude-standard", "-z")
     for name in filter(None, f"{changed}{added}".split("\0")):
         source, target = top / name, made.clone / name
         if source.is_file():
@@ -170,26 +167,3 @@ def _populate(made: Workspace, top: Path, head: str) -> None:
             shutil.copy2(source, target)
         elif not source.exists():
             target.unlink(missing_ok=True)
-
-
-def _configure(made: Workspace, cache: Path) -> None:
-    """The project's own settings, its cache, and links to it in the place of copies."""
-    config = ConfigObj(str(made.root / ".dvc/config.local"), encoding="utf-8")
-    config.merge({"cache": {"dir": str(cache), "type": LINKS}})
-    config.filename = str(made.path / ".dvc/config.local")
-    config.write()
-
-
-def _git(directory: Path, *arguments: str) -> str:
-    result = subprocess.run(
-        ["git", *arguments],
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["git failed"]
-        raise UserError(f"git {arguments[0]}: {lines[-1]}", where=directory)
-    return result.stdout

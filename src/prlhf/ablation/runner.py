@@ -25,17 +25,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, TextIO
 
-from configobj import ConfigObj
-
 from prlhf.ablation.definition import Run
-from prlhf.ablation.runs import EXPERIMENTS, Project, git, reference
+from prlhf.ablation.runs import EXPERIMENTS, Project, reference
+from prlhf.copies import configure, git
 from prlhf.errors import UserError
 from prlhf.io import write_text
 from prlhf.params.loading import PARAMS_FILE
 from prlhf.progress import clock, say
 
 PLACE = Path(".dvc/tmp/ablations")
-LINKS = "reflink,hardlink,symlink,copy"
 GRACE = 15.0
 """Seconds that a run has to end after Ctrl-C's signal, before it is killed."""
 
@@ -172,7 +170,7 @@ class Runner:
         project = self._project
         inside = copy / project.root.relative_to(project.top)
         _populate(project, copy)
-        _configure(project, inside)
+        configure(project.root, inside, project.cache)
         write_text(inside / PARAMS_FILE, run.text)
         log = log_file(project, run.experiment)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -281,14 +279,6 @@ def _setting(project: Project, key: str) -> str:
         return git(project.root, "config", key).strip()
     except UserError:
         return {"user.name": "prlhf", "user.email": "prlhf@localhost"}[key]
-
-
-def _configure(project: Project, inside: Path) -> None:
-    """The project's own settings, its cache, and links to it in the place of copies."""
-    config = ConfigObj(str(project.root / ".dvc/config.local"), encoding="utf-8")
-    config.merge({"cache": {"dir": str(project.cache), "type": LINKS}})
-    config.filename = str(inside / ".dvc/config.local")
-    config.write()
 
 
 def _signal(process: subprocess.Popen[str], number: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from prlhf.ablation.definition import Run
+from prlhf.copies import git
 from prlhf.errors import UserError
 from prlhf.params import Params
 from prlhf.params.loading import PARAMS_FILE, parse
@@ -122,27 +122,6 @@ def show(project: Project, commit: str, path: str) -> str | None:
         return git(project.root, "show", f"{commit}:./{path}")
     except UserError:
         return None
-
-
-def git(directory: Path, *arguments: str) -> str:
-    """What a Git command prints.
-
-    Raises:
-        UserError: It failed.
-    """
-    result = subprocess.run(
-        ["git", *arguments],
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["failed"]
-        raise UserError(f"git {arguments[0]}: {lines[-1]}", where=directory)
-    return result.stdout
 
 
 def _experiments(project: Project) -> Iterator[tuple[str, str, str]]:
