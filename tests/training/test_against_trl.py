@@ -32,7 +32,7 @@ from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UniformUserModel
 from prlhf.training.finetune import training_arguments
 from prlhf.training.losses import Objective
-from prlhf.training.pairs import Pair, encode_pairs
+from prlhf.training.pairs import Pair, PairTable
 from prlhf.training.reference import reference_pass
 from prlhf.training.trainer import PDPOTrainer
 from tiny import tiny_llama, tiny_tokenizer
@@ -162,7 +162,7 @@ def encoded(policy: Policy, texts: list[tuple[str, str, str]]) -> list[Pair]:
     table = pd.DataFrame(texts, columns=["prompt", "chosen", "rejected"])
     table = table.assign(prompt=table["prompt"].map(canonical_prompt), user_index=0, weight=1.0)
     reference = reference_pass(PersonalizedLM.reference(policy.base, policy.encoder), [table])
-    return encode_pairs(table, reference.logps, policy.encoder)
+    return list(PairTable(table, reference.logps, policy.encoder))
 
 
 def assert_equal(

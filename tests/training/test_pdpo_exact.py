@@ -18,7 +18,7 @@ from prlhf.data.contract import canonical_prompt
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.losses import Objective, pair_losses
-from prlhf.training.pairs import Pair, PairCollator, encode_pairs
+from prlhf.training.pairs import Pair, PairCollator, PairTable
 from prlhf.training.reference_files import text_key
 from prlhf.training.trainer import conditions
 
@@ -135,7 +135,7 @@ def stated_pairs(lm: PersonalizedLM, reference_text: bool) -> tuple[list[Pair], 
         for i, response in enumerate(responses)
         for j, text in enumerate(said)
     }
-    pairs = encode_pairs(table, reference, lm.encoder, reference_text=reference_text)
+    pairs = PairTable(table, reference, lm.encoder, reference_text=reference_text)
     text_key_of = [text if reference_text else None for _, text in rows]
     asked = lm.base.tokenizer("<|start|>user\nWhy?<|end|>\n<|start|>assistant\n")["input_ids"]
     bare = [

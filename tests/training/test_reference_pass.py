@@ -26,7 +26,7 @@ from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM, Scores
 from prlhf.models.user_model import GENERIC
-from prlhf.training.pairs import encode_pairs
+from prlhf.training.pairs import PairTable
 from prlhf.training.reference import distinct_texts, reference_pass
 from prlhf.training.reference_files import load_reference, save_reference, text_key
 
@@ -156,7 +156,7 @@ def test_pairs_are_encoded_with_their_reference(base_lm: PersonalizedLM) -> None
     reference = reference_pass(base_lm, [TRAIN])
     encoder = base_lm.encoder
     weighted = TRAIN.assign(weight=[1.0, 2.0, 0.5])
-    pairs = encode_pairs(weighted, reference.logps, encoder)
+    pairs = PairTable(weighted, reference.logps, encoder)
     assert [pair.user_index for pair in pairs] == [1, 2, 3]
     assert [pair.weight for pair in pairs] == [1.0, 2.0, 0.5]
     first = pairs[0]
@@ -203,13 +203,13 @@ def test_a_reference_that_reads_user_texts_keys_by_them(
         assert reference.logps[text_key(prompt, response, text)] == pytest.approx(
             expected, abs=1e-3
         )
-    pairs = encode_pairs(part, reference.logps, reading, reference_text=True)
+    pairs = PairTable(part, reference.logps, reading, reference_text=True)
     assert pairs[0].prompt == reading.prompt(PROMPTS[0], "I am a")
     assert pairs[0].ref_chosen == reference.logps[text_key(PROMPTS[0], "Yes.", "I am a")]
     assert pairs[1].ref_rejected == reference.logps[text_key(PROMPTS[0], "Yes.", "I am b")]
     assert pairs[2].ref_chosen == reference.logps[text_key(PROMPTS[1], "Slowly")]
-    unread = encode_pairs(part, reference.logps, base_lm.encoder, reference_text=True)
-    assert unread == encode_pairs(TRAIN, plain.logps, base_lm.encoder)
+    unread = PairTable(part, reference.logps, base_lm.encoder, reference_text=True)
+    assert list(unread) == list(PairTable(TRAIN, plain.logps, base_lm.encoder))
 
 
 def test_a_base_model_behind_the_text_that_its_reference_reads_has_no_margin(

@@ -22,12 +22,11 @@ from prlhf.models.base import BaseModel
 from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.params.training import RewardTrainParams
 from prlhf.training.finetune import training_arguments
-from prlhf.training.pairs import Pair, PairCollator
+from prlhf.training.pairs import Pair, PairCollator, PairTable
 from prlhf.training.pretrained import Pretrained
 from prlhf.training.reward import (
     RewardTrainer,
     accuracy_report,
-    encode_without_reference,
     fit_reward_model,
     reward_losses,
     score_held_out,
@@ -391,7 +390,7 @@ def test_the_report_counts_users_alike() -> None:
 
 def test_pairs_have_no_reference(tiny_base: BaseModel) -> None:
     encoder = personalise(tiny_base).encoder
-    [pair] = encode_without_reference(prepared([("ann", 1, "a")]), encoder)
+    [pair] = PairTable(prepared([("ann", 1, "a")]), None, encoder)
     assert math.isnan(pair.ref_chosen)
     assert math.isnan(pair.ref_rejected)
     assert (pair.user_index, pair.chosen) == (1, encoder.response("yes"))

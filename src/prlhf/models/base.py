@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 SOURCE = "prlhf_source.json"
 """What the `base_model` stage records beside the weights about where they came from."""
+
+REMEMBERED = 2**13
+"""Encoded prompts, and texts of users, that are kept for when they come again."""
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 """What `from_pretrained` raises when files are missing, broken or of another kind."""
@@ -215,8 +219,9 @@ class Encoder:
         self.max_response = max_response
         self.max_user_text = max_user_text
         self.eos = int(tokenizer.eos_token_id)
-        self._prompts: dict[str, list[int]] = {}
-        self._user_texts: dict[str, list[int]] = {}
+        # Bounded: a data set has more of them than memory should hold.
+        self._prompt = lru_cache(REMEMBERED)(self._encode_prompt)
+        self._user_text = lru_cache(REMEMBERED)(self._encode_user_text)
 
     @property
     def reads_text(self) -> bool:
@@ -235,17 +240,16 @@ class Encoder:
         the text is nothing but tokens before the prompt's: before the chat template opens. A model
         that reads no user text gets none, whatever is given.
         """
-        if prompt not in self._prompts:
-            self._prompts[prompt] = encode_within(self.tokenizer, messages(prompt), self.max_prompt)
         if self.max_user_text is None or user_text is None:
-            return self._prompts[prompt]
-        return [*self._user_text(user_text, self.max_user_text), *self._prompts[prompt]]
+            return self._prompt(prompt)
+        return [*self._user_text(user_text, self.max_user_text), *self._prompt(prompt)]
 
-    def _user_text(self, text: str, limit: int) -> list[int]:
-        if text not in self._user_texts:
-            end = self.text("\n")
-            self._user_texts[text] = [*self.text(text)[: limit - len(end)], *end]
-        return self._user_texts[text]
+    def _encode_prompt(self, prompt: str) -> list[int]:
+        return encode_within(self.tokenizer, messages(prompt), self.max_prompt)
+
+    def _encode_user_text(self, text: str, limit: int) -> list[int]:
+        end = self.text("\n")
+        return [*self.text(text)[: limit - len(end)], *end]
 
     def user_texts(self, table: pd.DataFrame) -> list[str | None]:
         """What the model reads of the user of each row: `user_text`, or nothing at all.

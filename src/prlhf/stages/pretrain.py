@@ -14,7 +14,7 @@ from prlhf.models.base import load_base
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
 from prlhf.training.adapted import encoder_of
-from prlhf.training.pairs import encode_pairs
+from prlhf.training.pairs import PairTable
 from prlhf.training.pretrain import Examples, RewardOptions, train_reward_model
 from prlhf.training.pretrained import Pretrained, variant
 from prlhf.training.reference_files import Reference, load_reference
@@ -98,7 +98,7 @@ def run(
             if kind in ("uniform", "group"):
                 continue
             encoder = encoder_of(base, tokens, text=text)
-            pairs = encode_pairs(
+            pairs = PairTable(
                 tables["train"], reference.logps, encoder, reference_text=tokens.reference_text
             )
             name = variant(kind, text)

@@ -18,7 +18,7 @@ from prlhf.training.adapted import adapted, encoder_of
 from prlhf.training.checkpoints import ROOT, run_key
 from prlhf.training.finetune import discard, finetune
 from prlhf.training.groups import group_user_model, train_groups
-from prlhf.training.pairs import Pair, encode_pairs
+from prlhf.training.pairs import Pair, PairTable
 from prlhf.training.pretrained import load_pretrained
 from prlhf.training.reference_files import load_reference
 
@@ -70,7 +70,7 @@ def run(
     encoder = encoder_of(base, tokens, text=method.text)
     reference = load_reference(REFERENCE)
     pairs = {
-        split: encode_pairs(table, reference.logps, encoder, reference_text=tokens.reference_text)
+        split: PairTable(table, reference.logps, encoder, reference_text=tokens.reference_text)
         for split, table in tables.items()
     }
     objective = train.model_dump(include={"alpha", "beta", "loss"})

@@ -14,13 +14,9 @@ from prlhf.progress import say
 from prlhf.training.adapted import adapted, encoder_of
 from prlhf.training.checkpoints import ROOT, run_key
 from prlhf.training.finetune import discard
+from prlhf.training.pairs import PairTable
 from prlhf.training.pretrained import load_pretrained
-from prlhf.training.reward import (
-    accuracy_report,
-    encode_without_reference,
-    fit_reward_model,
-    score_held_out,
-)
+from prlhf.training.reward import accuracy_report, fit_reward_model, score_held_out
 from prlhf.training.reward_data import divide
 
 if TYPE_CHECKING:
@@ -93,8 +89,8 @@ def run(
     curves = fit_reward_model(
         reward_model,
         train,
-        train_pairs=encode_without_reference(data.learned, encoder),
-        eval_pairs=encode_without_reference(data.watched, encoder),
+        train_pairs=PairTable(data.learned, None, encoder),
+        eval_pairs=PairTable(data.watched, None, encoder),
         checkpoints=checkpoints,
         seed=seed,
         label=label,

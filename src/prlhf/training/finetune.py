@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import pandas as pd
 import torch
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from prlhf import distributed
 from prlhf.models.personalized import PersonalizedLM
@@ -38,91 +39,87 @@ def objective_of(train: TrainParams) -> Objective:
     )
 
 
-def finetune(
-    model: PersonalizedLM,
-    train: TrainParams,
-    *,
-    train_pairs: Sequence[Pair],
-    eval_pairs: Sequence[Pair],
-    checkpoints: Path,
-    seed: int,
-    label: str,
-) -> pd.DataFrame:
-    """Train in place, resuming from the newest complete checkpoint in `checkpoints`.
+class Run(TypedDict):
+    """One training, whatever the loss."""
+
+    train_pairs: Sequence[Pair]
+    """What to learn from."""
+    eval_pairs: Sequence[Pair]
+    """What to watch a sample of."""
+    checkpoints: Path
+    """Directory of this very run (see `prlhf.training.checkpoints.run_key`)."""
+    seed: int
+    """Seed of data order and dropout."""
+    label: str
+    """Shown with the progress."""
+
+
+def finetune(model: PersonalizedLM, train: TrainParams, **run: Unpack[Run]) -> pd.DataFrame:
+    """Train adapter and user model by P-DPO, in place.
 
     Args:
         model: LoRA-wrapped; its adapter and user model are trained.
         train: `train.*` of `params.yaml`.
-        train_pairs, eval_pairs: encoded pairs.
-        checkpoints: directory of this very run (see `prlhf.training.checkpoints.run_key`).
-        seed: seed of data order and dropout.
-        label: shown with the progress.
+        run: see `Run`.
 
     Returns:
         The training curves.
     """
-    with kernels(model, train, where="train", label=label):
-        return fit(
-            lambda arguments, callbacks: PDPOTrainer(
-                model,
-                objective=objective_of(train),
-                arguments=arguments,
-                train_pairs=train_pairs,
-                eval_pairs=sample(eval_pairs, train.eval_pairs, seed),
-                lora_lr=train.lora_lr,
-                user_lr=train.user_lr,
-                term_sampling=train.term_sampling,
-                length_bucketing=train.length_bucketing,
-                callbacks=callbacks,
-            ),
-            train,
-            checkpoints=checkpoints,
-            seed=seed,
-            device=model.device,
-            label=label,
-        )
+    trainer = partial(PDPOTrainer, model, objective=objective_of(train))
+    return fit(trainer, model, train, where="train", **run)
 
 
 def fit(
-    trainer_of: Callable[[TrainingArguments, list[TrainerCallback]], PairTrainer],
+    trainer_of: Callable[..., PairTrainer],
+    lm: PersonalizedLM,
     params: FitParams,
     *,
-    checkpoints: Path,
-    seed: int,
-    device: torch.device,
-    label: str,
+    where: str,
+    **run: Unpack[Run],
 ) -> pd.DataFrame:
-    """Run a trainer to its end, resuming from the newest complete checkpoint in `checkpoints`.
+    """Run a trainer to its end, resuming from the newest complete checkpoint there is.
 
     Args:
-        trainer_of: makes the trainer from its arguments and callbacks.
+        trainer_of: makes the trainer; called with everything that `PairTrainer` takes but model
+            and weights of the loss.
+        lm: the language model in what is trained.
         params: how to optimise.
-        checkpoints, seed, label: as `finetune` takes them.
-        device: where the model is.
+        where: the section of `params.yaml` that says so.
+        run: see `Run`.
 
     Returns:
         The training curves.
     """
+    checkpoints, seed, label = run["checkpoints"], run["seed"], run["label"]
     set_seed(seed)
     # The Trainer warns about things that this subclass means (its optimiser, no label columns).
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    show = ShowProgress(label)
-    arguments = training_arguments(params, checkpoints, seed, device)
-    trainer = trainer_of(arguments, [show, MarkComplete()])
-    resume = distributed.told(last_complete(checkpoints) if distributed.is_main() else None)
-    if resume is not None:
-        say(f"{label}: resuming from step {resume.name.rpartition('-')[2]}")
-    try:
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    except KeyboardInterrupt:
-        kept = last_complete(checkpoints) if distributed.is_main() else None
-        if kept is not None:
-            step = kept.name.rpartition("-")[2]
-            say(f"{label}: step {step} is kept; the next run goes on from there")
-        raise
-    finally:
-        show.close()
+    with kernels(lm, params, where=where, label=label):
+        show = ShowProgress(label)
+        trainer = trainer_of(
+            arguments=training_arguments(params, checkpoints, seed, lm.device),
+            train_pairs=run["train_pairs"],
+            eval_pairs=sample(run["eval_pairs"], params.eval_pairs, seed),
+            lora_lr=params.lora_lr,
+            user_lr=params.user_lr,
+            term_sampling=params.term_sampling,
+            length_bucketing=params.length_bucketing,
+            callbacks=[show, MarkComplete()],
+        )
+        resume = distributed.told(last_complete(checkpoints) if distributed.is_main() else None)
+        if resume is not None:
+            say(f"{label}: resuming from step {resume.name.rpartition('-')[2]}")
+        try:
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        except KeyboardInterrupt:
+            kept = last_complete(checkpoints) if distributed.is_main() else None
+            if kept is not None:
+                step = kept.name.rpartition("-")[2]
+                say(f"{label}: step {step} is kept; the next run goes on from there")
+            raise
+        finally:
+            show.close()
     return curves(trainer.state.log_history)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,7 @@ from prlhf.models.lora import adapter_path, load_adapters, save_adapters
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import GroupUserModel
 from prlhf.progress import say
-from prlhf.training.pairs import Pair
+from prlhf.training.pairs import Pair, of_users
 
 
 def group_user_model(users: pd.DataFrame, dim: int, where: str) -> GroupUserModel:
@@ -50,7 +51,7 @@ def group_user_model(users: pd.DataFrame, dim: int, where: str) -> GroupUserMode
 
 def train_groups(
     users: GroupUserModel,
-    pairs: dict[str, list[Pair]],
+    pairs: Mapping[str, Sequence[Pair]],
     *,
     fresh: Callable[[], PersonalizedLM],
     fit: Callable[[PersonalizedLM, Sequence[Pair], Sequence[Pair], str, str], pd.DataFrame],
@@ -74,10 +75,8 @@ def train_groups(
     curves = []
     for name, group in zip(users.adapters, users.groups, strict=True):
         lm = fresh()
-        theirs = {
-            split: [pair for pair in listed if users.adapter(pair.user_index) == name]
-            for split, listed in pairs.items()
-        }
+        member = partial(_is_served_by, users, name)
+        theirs = {split: of_users(listed, member) for split, listed in pairs.items()}
         curves.append(fit(lm, theirs["train"], theirs["validation"], name, group))
         wrapped = cast(PeftModel, lm.lm)
         save_adapters(wrapped, adapter_path(directory, name))
@@ -85,6 +84,10 @@ def train_groups(
         wrapped.unload()
     adapters = load_adapters(lm.base.model, directory, users.adapters)
     return PersonalizedLM(lm.base, adapters, users, lm.encoder, lm.about), mean_curves(curves)
+
+
+def _is_served_by(users: GroupUserModel, adapter: str, user: int) -> bool:
+    return users.adapter(user) == adapter
 
 
 def mean_curves(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:

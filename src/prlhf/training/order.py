@@ -41,7 +41,7 @@ class VisitedPairs(Dataset[Pair]):
     """Pairs by `Visit`, as `PairOrder` hands them to a `DataLoader`."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = list(pairs)
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -60,7 +60,8 @@ class PairOrder(Sampler[Visit]):
         epoch: the epoch that begins, counted from 0; asked whenever an iteration starts.
         alpha: with this probability a visit computes the pair's personalised term, else the
             generic user's; None for both of them at each visit.
-        lengths: tokens of each pair, for batches of similar length; None for any order.
+        lengths: how long each pair is, in any unit, for batches of similar length; None for any
+            order.
         batch: pairs that are padded together.
         whole: an epoch is filled up to a multiple of this with pairs of weight 0: of several
             processes each gets as many batches. accelerate would repeat pairs of the epoch's
@@ -130,7 +131,7 @@ def bucketed(
 
     Args:
         order: positions, shuffled.
-        lengths: tokens by position.
+        lengths: by position, in any unit.
         batch: pairs of a batch.
         seed, epoch: of the order of the batches.
     """

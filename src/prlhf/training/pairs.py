@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, overload
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from prlhf.data.contract import stated
 from prlhf.models.base import Encoder
 from prlhf.models.packing import Packed, Row
 from prlhf.models.user_model import GENERIC
@@ -129,36 +131,90 @@ class PairCollator:
         return {"batch": batch}
 
 
-def encode_pairs(
-    table: pd.DataFrame,
-    reference: dict[str, float],
-    encoder: Encoder,
-    *,
-    reference_text: bool = False,
-) -> list[Pair]:
-    """Rows of a prepared table as pairs.
+class PairTable(Sequence[Pair]):
+    """Rows of a prepared table as pairs, each encoded when it is asked for.
+
+    So a million of them take no time to begin with and no memory but their texts': tokens as Python
+    numbers take nine times as much. Encoding a pair takes about a millisecond.
 
     Args:
         table: columns user_index, prompt, chosen, rejected, weight, and user_text if the encoder
             reads it.
-        reference: log pi_ref by `text_key`, nats.
+        reference: log pi_ref by `text_key`, nats; None for a model that has no reference: the
+            log-probabilities are then NaN, so that a loss which used them would be, too.
         encoder: prompts and responses to tokens.
         reference_text: whether pi_ref, too, sees the text that the model sees.
     """
-    columns = ("user_index", "prompt", "chosen", "rejected", "weight")
-    return [
-        Pair(
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        reference: Mapping[str, float] | None,
+        encoder: Encoder,
+        *,
+        reference_text: bool = False,
+    ) -> None:
+        self._table = table
+        self._reference = reference
+        self._encoder = encoder
+        self._reference_text = reference_text
+        names = ("user_index", "prompt", "chosen", "rejected", "weight")
+        # Not lists: as arrays of Arrow, texts take the room of their characters.
+        self._columns = [table[name].array for name in names]
+        self._texts = table["user_text"].array if encoder.reads_text else None
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        user, prompt, chosen, rejected, weight = (column[index] for column in self._columns)
+        text = None if self._texts is None else stated(self._texts[index])
+        read = text if self._reference_text else None
+        return Pair(
             user_index=int(user),
-            prompt=encoder.prompt(prompt, text),
-            chosen=encoder.response(chosen),
-            rejected=encoder.response(rejected),
-            ref_chosen=reference[text_key(prompt, chosen, text if reference_text else None)],
-            ref_rejected=reference[text_key(prompt, rejected, text if reference_text else None)],
+            prompt=self._encoder.prompt(prompt, text),
+            chosen=self._encoder.response(chosen),
+            rejected=self._encoder.response(rejected),
+            ref_chosen=self._logp(prompt, chosen, read),
+            ref_rejected=self._logp(prompt, rejected, read),
             weight=float(weight),
         )
-        for text, user, prompt, chosen, rejected, weight in zip(
-            encoder.user_texts(table),
-            *(table[column].tolist() for column in columns),
-            strict=True,
+
+    def _logp(self, prompt: str, response: str, text: str | None) -> float:
+        if self._reference is None:
+            return math.nan
+        return self._reference[text_key(prompt, response, text)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """The pairs' lengths in characters, which tell long from short without encoding all."""
+        columns = [self._table[name].str.len() for name in ("prompt", "chosen", "rejected")]
+        lengths: list[int] = sum(columns[1:], columns[0]).tolist()
+        return lengths
+
+    def of_users(self, wanted: Callable[[int], bool]) -> PairTable:
+        """The pairs of some users, given as a condition on their indices."""
+        return PairTable(
+            self._table[self._table["user_index"].map(wanted)],
+            self._reference,
+            self._encoder,
+            reference_text=self._reference_text,
         )
-    ]
+
+
+def lengths(pairs: Sequence[Pair]) -> list[int]:
+    """How long the pairs are, all in the same unit."""
+    return pairs.lengths if isinstance(pairs, PairTable) else [pair.length for pair in pairs]
+
+
+def of_users(pairs: Sequence[Pair], wanted: Callable[[int], bool]) -> Sequence[Pair]:
+    """The pairs of some users, given as a condition on their indices."""
+    if isinstance(pairs, PairTable):
+        return pairs.of_users(wanted)
+    return [pair for pair in pairs if wanted(pair.user_index)]

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import pandas as pd
 from torch import Tensor, nn
 
 from prlhf import objectives
 from prlhf.evaluation.accuracy import as_generic, per_user, served
-from prlhf.models.base import Encoder
 from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.models.user_model import GENERIC
-from prlhf.training.finetune import fit, sample
-from prlhf.training.kernels import kernels
+from prlhf.training.finetune import Run, fit
 from prlhf.training.losses import PairLosses, Watched, agreement, weight_of_user
-from prlhf.training.pairs import Pair, PairBatch, encode_pairs
+from prlhf.training.pairs import PairBatch, PairTable
 from prlhf.training.trainer import PairTrainer, load_trained
 
 if TYPE_CHECKING:
@@ -73,53 +70,20 @@ class RewardTrainer(PairTrainer):
 
 
 def fit_reward_model(
-    model: PersonalizedRewardModel,
-    params: RewardTrainParams,
-    *,
-    train_pairs: Sequence[Pair],
-    eval_pairs: Sequence[Pair],
-    checkpoints: Path,
-    seed: int,
-    label: str,
+    model: PersonalizedRewardModel, params: RewardTrainParams, **run: Unpack[Run]
 ) -> pd.DataFrame:
-    """Train in place, resuming as `prlhf.training.finetune.finetune` does.
+    """Train adapter, user model and head in place.
 
     Args:
         model: on a LoRA-wrapped language model.
         params: `train_reward_model.*` of `params.yaml`.
-        train_pairs, eval_pairs, checkpoints, seed, label: as `finetune` takes them.
+        run: see `prlhf.training.finetune.Run`.
 
     Returns:
         The training curves.
     """
-    with kernels(model.lm, params, where="train_reward_model", label=label):
-        return fit(
-            lambda arguments, callbacks: RewardTrainer(
-                model,
-                alpha=params.alpha,
-                arguments=arguments,
-                train_pairs=train_pairs,
-                eval_pairs=sample(eval_pairs, params.eval_pairs, seed),
-                lora_lr=params.lora_lr,
-                user_lr=params.user_lr,
-                term_sampling=params.term_sampling,
-                length_bucketing=params.length_bucketing,
-                callbacks=callbacks,
-            ),
-            params,
-            checkpoints=checkpoints,
-            seed=seed,
-            device=model.device,
-            label=label,
-        )
-
-
-def encode_without_reference(table: pd.DataFrame, encoder: Encoder) -> list[Pair]:
-    """Rows of a prepared table as pairs; a reward model has no reference.
-
-    Its log-probabilities are NaN, so that a loss which used them would be, too.
-    """
-    return encode_pairs(table, defaultdict(lambda: math.nan), encoder)
+    trainer = partial(RewardTrainer, model, alpha=params.alpha)
+    return fit(trainer, model.lm, params, where="train_reward_model", **run)
 
 
 def score_held_out(
@@ -137,7 +101,7 @@ def score_held_out(
         (test, "test", "generic"),
         (unseen, "unseen", "generic"),
     ):
-        pairs = encode_without_reference(table, model.lm.encoder)
+        pairs = PairTable(table, None, model.lm.encoder)
         rows = [pair.row(pair.user_index if condition == "user" else GENERIC) for pair in pairs]
         chosen, rejected = model.score(rows, label=label).view(len(rows), 2).unbind(-1)
         parts.append(

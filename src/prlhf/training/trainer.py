@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -29,7 +30,7 @@ from prlhf.models.user_model import UserModel
 from prlhf.training.losses import Objective, PairLosses, pair_losses
 from prlhf.training.optim import build_optimizer, clip_gradients
 from prlhf.training.order import PairOrder, VisitedPairs, without_weight
-from prlhf.training.pairs import Pair, PairBatch, PairCollator
+from prlhf.training.pairs import Pair, PairBatch, PairCollator, lengths
 
 MEANS = "running_means.pt"
 
@@ -58,7 +59,7 @@ def conditions(model: PairModel, alpha: float) -> tuple[bool, bool]:
     return alpha > 0, alpha < 1
 
 
-class PairTrainer(Trainer):
+class PairTrainer(Trainer, ABC):
     """Trains an adapter, a user model and what may sit on top of them on preference pairs.
 
     The loss of a step is the weighted mean over all its pairs, however they are split into
@@ -128,20 +129,20 @@ class PairTrainer(Trainer):
             # Asked for as an epoch begins; in the middle of one when a run is resumed.
             epoch=lambda: int(self.state.epoch or 0),
             alpha=self.drawn_with,
-            lengths=[pair.length for pair in pairs] if self.length_bucketing else None,
+            lengths=lengths(pairs) if self.length_bucketing else None,
             batch=self.args.train_batch_size,
             whole=self.args.train_batch_size * self.args.world_size if several else 1,
         )
 
     # -- what a subclass says --------------------------------------------------------------------
 
+    @abstractmethod
     def pair_losses(self, model: nn.Module, batch: PairBatch) -> PairLosses:
         """The loss of each pair of a batch on the model's device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_model(self, directory: Path) -> None:
         """Load what `save_pretrained` wrote to a checkpoint into `self.model`, trainable."""
-        raise NotImplementedError
 
     # -- loss ------------------------------------------------------------------------------------
 
