@@ -17,7 +17,7 @@ from e2e_project import PATIENCE, Project, Result, stop
 from flow_project import free_port
 from safetensors.torch import load_file
 
-from prlhf.models.personalized import load_user_model
+from prlhf.models.user_model_files import load_user_model
 
 pytestmark = pytest.mark.e2e
 

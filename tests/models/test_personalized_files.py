@@ -17,7 +17,8 @@ from prlhf.errors import UserError
 from prlhf.models.base import BaseModel, Encoder, load_base
 from prlhf.models.generation import Sampling
 from prlhf.models.packing import Row
-from prlhf.models.personalized import CARD, FORMAT, TABLES, PersonalizedLM, read_card
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.user_model_files import CARD, FORMAT, TABLES, read_card
 
 ROWS = [Row(u, [5 + u, 6, 7], [[8, 9, 1], [10 + u, 1]]) for u in range(len(USERS) + 1)]
 

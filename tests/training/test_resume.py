@@ -20,8 +20,8 @@ from personal import personalise
 from preferences import some_pairs, train_params
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.checkpoints import COMPLETE, last_complete, run_key
-from prlhf.training.finetune import discard, finetune
+from prlhf.training.checkpoints import COMPLETE, discard, last_complete, run_key
+from prlhf.training.finetune import finetune
 from prlhf.training.watch import ShowProgress
 
 PAIRS = some_pairs(10, weights=True)

@@ -15,8 +15,8 @@ from prlhf.models.base import load_base
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UniformUserModel, UserModel
 from prlhf.training.adapted import adapted, encoder_of
-from prlhf.training.checkpoints import ROOT, run_key
-from prlhf.training.finetune import discard, finetune
+from prlhf.training.checkpoints import ROOT, discard, run_key
+from prlhf.training.finetune import finetune
 from prlhf.training.groups import group_user_model, train_groups
 from prlhf.training.pairs import Pair, PairTable
 from prlhf.training.pretrained import load_pretrained

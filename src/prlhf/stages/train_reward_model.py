@@ -12,8 +12,7 @@ from prlhf.models.base import load_base
 from prlhf.models.reward_model import PersonalizedRewardModel
 from prlhf.progress import say
 from prlhf.training.adapted import adapted, encoder_of
-from prlhf.training.checkpoints import ROOT, run_key
-from prlhf.training.finetune import discard
+from prlhf.training.checkpoints import ROOT, discard, run_key
 from prlhf.training.pairs import PairTable
 from prlhf.training.pretrained import load_pretrained
 from prlhf.training.reward import accuracy_report, fit_reward_model, score_held_out

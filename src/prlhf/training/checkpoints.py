@@ -68,6 +68,11 @@ def last_complete(directory: Path) -> Path | None:
     return None if best is None else best[1]
 
 
+def discard(directory: Path) -> None:
+    """Remove what was kept of a run whose result is safe."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 class MarkComplete(TrainerCallback):
     """Marks a checkpoint once all of its files are on disk: a kill in between leaves no mark."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -181,8 +180,3 @@ def sample(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(pairs), generator=generator)[:count].sort().values
     return [pairs[int(i)] for i in chosen]
-
-
-def discard(checkpoints: Path) -> None:
-    """Remove the checkpoints of a run whose result is safe."""
-    shutil.rmtree(checkpoints, ignore_errors=True)

@@ -135,7 +135,7 @@ class PairTable(Sequence[Pair]):
     """Rows of a prepared table as pairs, each encoded when it is asked for.
 
     So a million of them take no time to begin with and no memory but their texts': tokens as Python
-    numbers take nine times as much. Encoding a pair takes about a millisecond.
+    numbers take eight times as much. Encoding a pair takes about a millisecond.
 
     Args:
         table: columns user_index, prompt, chosen, rejected, weight, and user_text if the encoder

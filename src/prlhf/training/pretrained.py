@@ -12,8 +12,8 @@ from torch import Tensor
 
 from prlhf.io import read_json, write_json
 from prlhf.models.base import BaseModel
-from prlhf.models.personalized import load_user_model, save_user_model
 from prlhf.models.user_model import UserModel
+from prlhf.models.user_model_files import load_user_model, save_user_model
 from prlhf.training.initial import initial_user_model
 
 CARD = "pretrained.json"

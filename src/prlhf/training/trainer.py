@@ -25,8 +25,9 @@ from transformers import (
 from prlhf import distributed
 from prlhf.io import naming
 from prlhf.models.packing import Packed, Row
-from prlhf.models.personalized import CARD, TABLES, PersonalizedLM, load_user_model
+from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UserModel
+from prlhf.models.user_model_files import CARD, TABLES, load_user_model
 from prlhf.training.losses import Objective, PairLosses, pair_losses
 from prlhf.training.optim import build_optimizer, clip_gradients
 from prlhf.training.order import PairOrder, VisitedPairs, without_weight
