@@ -200,8 +200,10 @@ class PairTable(Sequence[Pair]):
 
     def of_users(self, wanted: Callable[[int], bool]) -> PairTable:
         """The pairs of some users, given as a condition on their indices."""
+        # As bool: of an empty table it would be numbers, and pandas would look for such columns.
+        theirs = self._table["user_index"].map(wanted).astype(bool)
         return PairTable(
-            self._table[self._table["user_index"].map(wanted)],
+            self._table[theirs],
             self._reference,
             self._encoder,
             reference_text=self._reference_text,
