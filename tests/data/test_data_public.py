@@ -276,7 +276,7 @@ def write_soups(directory: Path, records: list[Any]) -> Path:
 
 def test_six_users_of_opposed_tastes(tmp_path):
     path = write_soups(tmp_path, [soup(user, f"Why {user}?") for user in range(1, 7)])
-    rows = psoups.rows(path)
+    rows = psoups.rows(public.soups(path.parent))
     assert tuple(rows.columns) == ROW_COLUMNS, "split by prompt, as any data set without sides"
     assert rows["user_id"].tolist() == ["1", "2", "3", "4", "5", "6"]
     assert rows["group"].tolist() == [
@@ -296,7 +296,7 @@ def test_six_users_of_opposed_tastes(tmp_path):
 
 def test_a_chat_form_around_a_prompt_is_taken_off(tmp_path):
     texts = ["<|user|>\nWhy? \n<|assistant|>\n", "Why?", "<|user|>\nWhy?", "  "]
-    rows = psoups.rows(write_soups(tmp_path, [soup(prompt=text) for text in texts]))
+    rows = psoups.rows({write_soups(tmp_path, [soup(prompt=text) for text in texts]): None})
     assert rows["prompt"][0] == rows["prompt"][1] != rows["prompt"][2]
     assert pd.isna(rows["prompt"][3]), "for the validation to set aside"
 
@@ -313,8 +313,41 @@ def test_a_chat_form_around_a_prompt_is_taken_off(tmp_path):
 )
 def test_a_faulty_soup_is_named(tmp_path, record, problem):
     path = write_soups(tmp_path, [soup(), soup(), record])
-    line = refused(lambda: psoups.rows(path), tmp_path)
+    line = refused(lambda: psoups.rows(public.soups(path)), tmp_path)
     assert line == f"allcombo_8_cleaned.json: element 3: {problem}"
+
+
+def write_raw_soups(directory: Path, **users: list[Any]) -> Path:
+    """The files that the combined one was made from: whose a record is, its file's name says."""
+    directory.mkdir(parents=True)
+    for name, records in users.items():
+        kept = [{k: v for k, v in record.items() if k != "user_id"} for record in records]
+        (directory / f"{name}.json").write_text(json.dumps(kept))
+    return directory
+
+
+def test_the_six_files_of_the_authors(tmp_path):
+    names = ("P3B", "P1A", "P2A", "P1B", "P3A", "P2B")
+    users = {name: [soup(a=name), soup(prompt="How?", a=name)] for name in names}
+    raw = write_raw_soups(tmp_path / "data/rm_training", **users)
+    rows = psoups.rows(public.soups(tmp_path))
+    assert rows["user_id"].tolist() == [str(user) for user in range(1, 7) for _ in "12"]
+    assert rows["chosen"].tolist() == [name for name in sorted(names) for _ in "12"]
+    assert rows["group"].tolist()[4:8] == ["concise", "concise", "informative", "informative"]
+    assert rows[["source", "row"]].values.tolist()[-2:] == [["P3B.json", 1], ["P3B.json", 2]]
+    combined = write_soups(tmp_path / "data", [soup()])
+    assert public.soups(tmp_path) == {combined: None}, "it was made from them"
+    combined.unlink()
+    (raw / "P2A.json").unlink()
+    line = refused(lambda: public.soups(tmp_path / "data"), tmp_path)
+    assert line == "data: has no file P2A.json (data.path is the directory of the files)"
+
+
+def test_a_faulty_record_of_one_user_is_named(tmp_path):
+    users = {name: [soup()] for name in psoups.NAMES}
+    raw = write_raw_soups(tmp_path / "raw", **users | {"P2B": [soup(), soup(prompt=3)]})
+    line = refused(lambda: psoups.rows(public.soups(raw)), tmp_path)
+    assert line.startswith('raw/P2B.json: element 2: "user_input": expected text, found')
 
 
 # ---------------------------------------------------------------- PRISM
@@ -648,7 +681,15 @@ def test_sampling_and_noise_apply(work, data_params, rules, shares, write_lines)
             {"revision": "abc"},
             ("HannahRoseKirk/prism-alignment", "abc", ["survey.jsonl", "conversations.jsonl"]),
         ),
-        ("psoups", {"id": "org/soups"}, ("org/soups", None, ["*allcombo_8_cleaned.json"])),
+        (
+            "psoups",
+            {"id": "org/soups"},
+            (
+                "org/soups",
+                None,
+                ["*allcombo_8_cleaned.json", *(f"*{name}.json" for name in psoups.NAMES)],
+            ),
+        ),
     ],
 )
 def test_the_hub_gives_the_same_files(

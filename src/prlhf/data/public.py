@@ -42,7 +42,7 @@ PUBLISHED: Final = {
     # The repository holds a loading script, which `datasets` no longer runs; the hub's own Parquet
     # export of it is a branch.
     "tldr": Published(("comparisons/*",), "openai/summarize_from_feedback", "refs/convert/parquet"),
-    "psoups": Published((f"*{psoups.FILE}",)),
+    "psoups": Published((f"*{psoups.FILE}", *(f"*{name}.json" for name in psoups.NAMES))),
     "prism": Published((prism.SURVEY, prism.CONVERSATIONS), "HannahRoseKirk/prism-alignment"),
 }
 """By `data.source`."""
@@ -60,7 +60,7 @@ def read(data: DataParams, *, seed: int) -> pd.DataFrame:
     if data.source == "tldr":
         return tldr.rows(comparisons(root), data.tldr, seed=seed)
     if data.source == "psoups":
-        return psoups.rows(root if root.is_file() else _only(root, psoups.FILE))
+        return psoups.rows(soups(root))
     survey, conversations = (_only(root, name) for name in (prism.SURVEY, prism.CONVERSATIONS))
     return prism.rows(survey, conversations, data.prism, seed=seed)
 
@@ -94,13 +94,33 @@ def comparisons(root: Path) -> list[tldr.Part]:
     return parts
 
 
+def soups(root: Path) -> dict[Path, int | None]:
+    """The file that holds the choices of all six users, or that of each, below a directory.
+
+    Or the file that `root` is.
+
+    Raises:
+        UserError: There is neither, or one of the six is missing.
+    """
+    if root.is_file():
+        return {root: None}
+    raw = [f"{name}.json" for name in psoups.NAMES]
+    if _named(root, psoups.FILE) or not any(_named(root, name) for name in raw):
+        return {_only(root, psoups.FILE): None}
+    return {_only(root, name): user for user, name in enumerate(raw, 1)}
+
+
 def _only(root: Path, name: str) -> Path:
     """The one file of this name, gzipped or not, in a directory or below it."""
-    found = sorted([*root.rglob(name), *root.rglob(f"{name}.gz")]) if root.is_dir() else []
+    found = _named(root, name)
     if len(found) != 1:
         problem = f"has {len(found)} files named {name}" if found else f"has no file {name}"
         raise UserError(problem, where=root, fix="data.path is the directory of the files")
     return found[0]
+
+
+def _named(root: Path, name: str) -> list[Path]:
+    return sorted([*root.rglob(name), *root.rglob(f"{name}.gz")]) if root.is_dir() else []
 
 
 def _download(hub: HubParams, published: Published) -> Path:
