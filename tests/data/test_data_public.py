@@ -259,6 +259,8 @@ def test_other_rows_than_comparisons(tldr_rows, tldr_params, tmp_path):
 
 # ---------------------------------------------------------------- PSOUPS
 
+SOUPS = ["*allcombo_8_cleaned.json", *(f"*P{trait}.json" for trait in "1A 1B 2A 2B 3A 3B".split())]
+
 
 def soup(
     user: Any = 1, prompt: Any = "Why?", a: Any = "Because.", b: Any = "No."
@@ -687,7 +689,7 @@ def test_sampling_and_noise_apply(work, data_params, rules, shares, write_lines)
             (
                 "org/soups",
                 None,
-                ["*allcombo_8_cleaned.json", *(f"*{name}.json" for name in psoups.NAMES)],
+                SOUPS,
             ),
         ),
     ],
