@@ -259,7 +259,7 @@ def test_other_rows_than_comparisons(tldr_rows, tldr_params, tmp_path):
 
 # ---------------------------------------------------------------- PSOUPS
 
-SOUPS = ["*allcombo_8_cleaned.json", *(f"*P{trait}.json" for trait in "1A 1B 2A 2B 3A 3B".split())]
+SOUPS = ["*allcombo_8_cleaned.json", *(f"*P{n}{side}.json" for n in "123" for side in "AB")]
 
 
 def soup(
