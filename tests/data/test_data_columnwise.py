@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prlhf.data import blocks, contract, json_lines, sampling, validation
 from prlhf.data import canonical as columnwise
-from prlhf.data import contract, json_lines, sampling, validation
 from prlhf.data.columns import contract_rows
 from prlhf.data.expectations import NarrowPandasExecutionEngine
 from prlhf.data.files import read_file
@@ -73,12 +73,12 @@ LINE = json.dumps(GOOD | {"weight": 1.5})
     ],
     ids=["weights", "sizes", "numbers", "chat", "text", "words", "wide", "spaces", "escapes"],
 )
-@pytest.mark.parametrize("block", [64, json_lines.BLOCK])
+@pytest.mark.parametrize("block", [64, blocks.BLOCK])
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
 def test_columns_are_those_read_line_by_line(
     tmp_path, columns, write_lines, monkeypatch, lines, block, name
 ):
-    monkeypatch.setattr(json_lines, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     group = "group" if any("group" in line for line in lines) else None
     mapping = columns(weight="weight", group=group)
     path = write_lines(tmp_path / name, lines)
