@@ -9,9 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import great_expectations.expectations as gxe
 import pandas as pd
 import pyarrow as pa
 import pytest
+from great_expectations.execution_engine import pandas_execution_engine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ from prlhf.data.columns import contract_rows
 from prlhf.data.expectations import NarrowPandasExecutionEngine
 from prlhf.data.files import read_file
 from prlhf.data.sources import read_local
+from prlhf.data.suite import Check, Validator
 from prlhf.io import content_hash, content_hashes
 
 PACKAGE = str(Path(contract.__file__).resolve().parents[1])
@@ -253,6 +256,16 @@ def test_an_expectation_gets_the_columns_that_it_names():
     assert several.to_dict("index") == {0: {"a": 1, "c": "x"}}
     assert list(records().columns) == ["a", "b", "c"]
     assert list(records(column="d").columns) == ["a", "b", "c"]
+
+
+def test_no_value_is_hashed_for_a_fingerprint(monkeypatch):
+    def crash(_: pd.DataFrame) -> str:
+        raise AssertionError("the table was hashed")
+
+    monkeypatch.setattr(pandas_execution_engine, "hash_pandas_dataframe", crash)
+    unique = Check("unique", gxe.ExpectColumnValuesToBeUnique(column="a"), "quarantine")
+    (finding,) = Validator().run("t", pd.DataFrame({"a": ["x", "y", "x"]}), [unique])
+    assert finding.rows == [0, 2]
 
 
 # ---------------------------------------------------------------- no loop per row

@@ -113,7 +113,9 @@ def test_what_a_writer_quotes_is_read_by_columns(tmp_path, rows, name, end, mark
 @settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200
 )
-@given(rows=tables(), end=st.sampled_from(["\n", "\r\n"]), size=st.sampled_from([512, 2**25]))
+@given(
+    rows=tables(), end=st.sampled_from(["\n", "\r\n"]), size=st.sampled_from([512, blocks.BLOCK])
+)
 def test_what_a_writer_quotes_if_it_must(tmp_path, rows, end, size):
     """A field with a byte-order mark or a carriage return may be left to the other reader."""
     text = written(rows, delimiter=",", quoting=csv.QUOTE_MINIMAL, end=end)
@@ -248,7 +250,7 @@ def test_damage_is_understood_as_before_or_left(tmp_path, data):
         text = text[:place] + data.draw(junk) + text[cut:]
     path = write_bytes(tmp_path / "p.csv", text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", data.draw(st.sampled_from([64, 2**25])))
+        patch.setattr(blocks, "BLOCK", data.draw(st.sampled_from([64, blocks.BLOCK])))
         records = delimited.read_columns(path, MAPPING)
     if records is None:
         return
