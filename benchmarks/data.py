@@ -12,6 +12,7 @@ wall-clock time, the processor time (what counts on a busy machine) and the larg
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
 import json
 import os
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-FORMATS: Final = ("jsonl", "jsonl.gz", "parquet")
+FORMATS: Final = ("jsonl", "jsonl.gz", "csv", "csv.gz", "parquet")
 STAGES: Final = ("ingest", "validate")
 CHUNK: Final = 50_000
 """Rows made and written at a time."""
@@ -179,9 +180,16 @@ def write(feedback: Feedback, path: Path) -> None:
         assert writer is not None
         writer.close()
         return
-    with gzip.open(path, "wt", 1) if path.suffix == ".gz" else path.open("w") as file:
-        for rows in feedback.chunks():
-            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    gzipped = path.suffix == ".gz"
+    with gzip.open(path, "wt", 1, newline="") if gzipped else path.open("w", newline="") as file:
+        delimited = csv.writer(file) if ".csv" in path.suffixes else None
+        for number, rows in enumerate(feedback.chunks()):
+            if delimited is None:
+                file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+                continue
+            if not number:
+                delimited.writerow(rows[0])
+            delimited.writerows(row.values() for row in rows)
 
 
 def project(path: Path, feedback: Path, *, user_text: bool) -> None:
@@ -260,6 +268,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
+    if options.chat and any(kind.startswith("csv") for kind in options.formats):
+        parser.error("a CSV file holds no messages: --chat is for the other formats")
     if options.quick:
         options.rows, options.users = 20_000, 2_000
     prompts = options.prompts or max(1, options.rows // 2)

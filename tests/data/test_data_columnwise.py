@@ -9,18 +9,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import great_expectations.expectations as gxe
 import pandas as pd
 import pyarrow as pa
 import pytest
+from great_expectations.execution_engine import pandas_execution_engine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prlhf.data import blocks, contract, json_lines, sampling, validation
 from prlhf.data import canonical as columnwise
-from prlhf.data import contract, json_lines, sampling, validation
 from prlhf.data.columns import contract_rows
 from prlhf.data.expectations import NarrowPandasExecutionEngine
 from prlhf.data.files import read_file
 from prlhf.data.sources import read_local
+from prlhf.data.suite import Check, Validator
 from prlhf.io import content_hash, content_hashes
 
 PACKAGE = str(Path(contract.__file__).resolve().parents[1])
@@ -73,12 +76,12 @@ LINE = json.dumps(GOOD | {"weight": 1.5})
     ],
     ids=["weights", "sizes", "numbers", "chat", "text", "words", "wide", "spaces", "escapes"],
 )
-@pytest.mark.parametrize("block", [64, json_lines.BLOCK])
+@pytest.mark.parametrize("block", [64, blocks.BLOCK])
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
 def test_columns_are_those_read_line_by_line(
     tmp_path, columns, write_lines, monkeypatch, lines, block, name
 ):
-    monkeypatch.setattr(json_lines, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     group = "group" if any("group" in line for line in lines) else None
     mapping = columns(weight="weight", group=group)
     path = write_lines(tmp_path / name, lines)
@@ -253,6 +256,16 @@ def test_an_expectation_gets_the_columns_that_it_names():
     assert several.to_dict("index") == {0: {"a": 1, "c": "x"}}
     assert list(records().columns) == ["a", "b", "c"]
     assert list(records(column="d").columns) == ["a", "b", "c"]
+
+
+def test_no_value_is_hashed_for_a_fingerprint(monkeypatch):
+    def crash(_: pd.DataFrame) -> str:
+        raise AssertionError("the table was hashed")
+
+    monkeypatch.setattr(pandas_execution_engine, "hash_pandas_dataframe", crash)
+    unique = Check("unique", gxe.ExpectColumnValuesToBeUnique(column="a"), "quarantine")
+    (finding,) = Validator().run("t", pd.DataFrame({"a": ["x", "y", "x"]}), [unique])
+    assert finding.rows == [0, 2]
 
 
 # ---------------------------------------------------------------- no loop per row

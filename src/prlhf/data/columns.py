@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from prlhf.data.files import Records
 
 _FLOAT_ID = re.compile(r"-?\d+\.0")
+# What Arrow and Python make the same number of, and most of what is written as one.
+_NUMBER = r"^-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?$"
 
 
 def contract_rows(records: Records, mapping: Mapping[str, str | None], source: str) -> pd.DataFrame:
@@ -173,7 +175,7 @@ def _labels(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
     """Text or whole numbers, as text."""
     column = _decoded(records, name)
     if not isinstance(column, list):
-        return _label_column(records, name, column)
+        return _label_column(records, name, column) if records.typed else _untyped_labels(column)
     if records.typed:
         labels = [_label(records, index, name, value) for index, value in enumerate(column)]
     else:
@@ -181,6 +183,17 @@ def _labels(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
         floats = all(value is None or _FLOAT_ID.fullmatch(value) for value in column)
         labels = [value and value.removesuffix(".0") for value in column] if floats else column
     return _text_array(records, name, labels)
+
+
+def _untyped_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As for a list: if all are whole numbers with a fraction of zero, they lose it."""
+    import pyarrow.compute as pc
+
+    # Python knows more digits. It is asked about values up to the first that is no such number.
+    others = column.filter(pc.invert(pc.match_substring_regex(column, r"^-?[0-9]+\.0$")))
+    if all(_FLOAT_ID.fullmatch(value.as_py()) for value in others):
+        return pc.utf8_slice_codeunits(column, 0, -2)
+    return column
 
 
 def _label(records: Records, index: int, name: str, value: object) -> str | None:
@@ -216,6 +229,8 @@ def _weights(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
     import pyarrow as pa
 
     column = _decoded(records, name)
+    if not isinstance(column, list) and not records.typed:
+        column = _untyped_weights(column)
     if not isinstance(column, list):
         kind = column.type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
@@ -224,6 +239,18 @@ def _weights(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
     return pa.array(
         [_weight(records, index, name, value) for index, value in enumerate(column)], pa.float64()
     )
+
+
+def _untyped_weights(column: pa.ChunkedArray) -> pa.ChunkedArray | list[str | None]:
+    """Texts as numbers; or as they were, in a list, for Python to understand."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pc.all(pc.match_substring_regex(column, _NUMBER), min_count=0).as_py():
+        with contextlib.suppress(pa.ArrowInvalid):
+            return column.cast(pa.float64())
+    texts: list[str | None] = column.to_pylist()
+    return texts
 
 
 def _weight(records: Records, index: int, name: str, value: object) -> float | None:

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from prlhf.data import blocks
 from prlhf.data.files import Records, file_format, open_binary
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     import pyarrow as pa
-
-BLOCK: Final = 2**25
-"""Bytes read at a time: what bounds the memory besides that for the columns."""
 
 FIRST: Final = 100
 """Records that tell the type of a column which may be of one or another."""
@@ -73,7 +71,7 @@ def _read(file: io.BufferedIOBase, place: str, mapping: Mapping[str, str | None]
             schema = _schema(records, mapping)
             if schema is None:
                 return None
-        if _has_constant(block) or not _is_utf8(block):
+        if _has_constant(block) or not blocks.is_utf8(block):
             return None
         lines = _object_lines(block)
         if lines is None:
@@ -103,14 +101,14 @@ def _read(file: io.BufferedIOBase, place: str, mapping: Mapping[str, str | None]
 def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
     """The content, without a byte-order mark, in pieces that end where a line does."""
     rest: list[bytes] = []
-    piece = file.read(BLOCK).removeprefix(b"\xef\xbb\xbf")
+    piece = file.read(blocks.BLOCK).removeprefix(blocks.MARK)
     while piece:
         cut = piece.rfind(b"\n") + 1
         if cut:
             yield b"".join([*rest, piece[:cut]])
             rest = []
         rest.append(piece[cut:])
-        piece = file.read(BLOCK)
+        piece = file.read(blocks.BLOCK)
     if last := b"".join(rest):
         yield last
 
@@ -156,24 +154,6 @@ def _has_constant(block: bytes) -> bool:
     )
 
 
-def _is_utf8(block: bytes) -> bool:
-    import pyarrow as pa
-
-    ends = pa.array([0, len(block)], pa.int32()).buffers()[1]
-    text = pa.Array.from_buffers(pa.string(), 1, [None, ends, pa.py_buffer(block)])
-    return _is_valid(text)
-
-
-def _is_valid(found: pa.Array | pa.Table) -> bool:
-    import pyarrow as pa
-
-    try:
-        found.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
 def _object_lines(block: bytes) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int, int] | None:
     """Which lines hold an object, how many lines there are, and the bytes of the longest.
 
@@ -201,19 +181,17 @@ def _parse(block: bytes, schema: pa.Schema, longest: int) -> pa.Table | None:
     import pyarrow as pa
     import pyarrow.json
 
-    # Arrow works on parts of the block side by side, and a line must fit in one.
-    part = max(2**21, longest + 2)
     try:
         table = pa.json.read_json(
             pa.BufferReader(block),
-            read_options=pa.json.ReadOptions(block_size=part),
+            read_options=pa.json.ReadOptions(block_size=blocks.part_size(longest)),
             parse_options=pa.json.ParseOptions(
                 explicit_schema=schema, unexpected_field_behavior="ignore"
             ),
         )
     except pa.ArrowInvalid:
         return None
-    return table if _is_valid(table) else None
+    return table if blocks.is_valid(table) else None
 
 
 def _differ_in_python(table: pa.Table) -> bool:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prlhf.data import builtin, public
+from prlhf.data import builtin, delimited, json_lines, public
 from prlhf.data.columns import contract_rows
 from prlhf.data.files import Records, find_files, read_file, table_records
-from prlhf.data.json_lines import read_columns
 from prlhf.errors import UserError
 from prlhf.progress import say
 
@@ -76,10 +75,11 @@ def read_local(path: Path, mapping: Mapping[str, str | None]) -> pd.DataFrame:
 
 
 def _records(file: Path, mapping: Mapping[str, str | None]) -> Records:
-    records = read_columns(file, mapping)
-    if records is None:
-        records = read_file(file, {theirs for theirs in mapping.values() if theirs is not None})
-    return records
+    for reader in (json_lines, delimited):
+        records = reader.read_columns(file, mapping)
+        if records is not None:
+            return records
+    return read_file(file, {theirs for theirs in mapping.values() if theirs is not None})
 
 
 def read_hub(hub: HubParams, mapping: Mapping[str, str | None]) -> pd.DataFrame:
