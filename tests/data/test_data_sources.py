@@ -339,7 +339,7 @@ def test_a_missing_column_names_the_nearest(tmp_path, columns, write_lines):
         ("p.csv", b""),
         ("p.csv", b"user_id,prompt,chosen,rejected\n"),
         ("p.tsv", b"\n\n"),
-        ("p.jsonl.gz", gzip.compress(b"")),
+        ("p.jsonl.gz", gzip.compress(b"", mtime=0)),
     ],
 )
 def test_empty_files(tmp_path, columns, name, content):

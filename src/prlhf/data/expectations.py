@@ -41,8 +41,7 @@ class NarrowPandasExecutionEngine(PandasExecutionEngine):
         """A table as it is, without a fingerprint.
 
         The library hashes every value, by way of a Python object for each text: of a million pairs
-        that was 13 of 57 processor seconds in a profile. Which data a run
-        was of is for DVC to know.
+        that was 13 of 57 processor seconds in a profile. Which data a run was of, DVC knows.
         """
         frame = getattr(batch_spec, "batch_data", None)
         if not isinstance(batch_spec, RuntimeDataBatchSpec) or not isinstance(frame, pd.DataFrame):
