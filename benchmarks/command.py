@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from prlhf.failures import EXIT_INTERRUPTED, EXIT_USER, user_lines
-from prlhf.progress import say
+from prlhf.cli import execute
 
 PAGE = Path("docs/benchmarks.md")
 
@@ -52,18 +51,4 @@ def run(command: click.Command) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as error:
-        say(f"error: {error.format_message()}")
-        sys.exit(EXIT_USER)
-    except (KeyboardInterrupt, click.Abort):
-        say("error: interrupted")
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        lines = user_lines(error)
-        if not lines:
-            raise
-        for line in lines:
-            say(f"error: {line}")
-        sys.exit(EXIT_USER)
+    sys.exit(execute(sys.argv[1:], command, None))

@@ -18,11 +18,12 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 import flows  # noqa: F401  (its environment comes before Prefect)
-from flows import graph, parents, process, runner, stage
+from flows import graph, parents, process, runner
 from flows import workspace as workspaces
 from flows.artifacts import metrics_before, publish
 from flows.limits import gpu_limit
 from prlhf import experiments
+from prlhf.dvc_command import environment
 from prlhf.errors import UserError
 
 
@@ -80,10 +81,10 @@ def run(
     Raises:
         UserError: There is no project, no such stage, or the changes are wrong.
     """
-    project = graph.read(directory, stage.environment())
+    project = graph.read(directory, environment())
     before = metrics_before(project.root, project.metrics)
     if not changes:
-        state, made = _stages(project, stage.environment(), commands, targets, parallel, timeout)
+        state, made = _stages(project, environment(), commands, targets, parallel, timeout)
         publish(project.root, project.metrics, before, made, None)
         return state
     graph.select(project, targets)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,9 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from flows.process import Commands, Stopped, TimedOut
-
-DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")
-"""DVC of this environment; it waits while another DVC holds the repository's lock."""
+from prlhf.dvc_command import DVC, failure
 
 BUSY_DELAY = 5.0
 """Seconds between two tries while another DVC uses the same files."""
@@ -24,7 +20,6 @@ _RESTORED = re.compile(r"^Stage '.+' is cached - skipping run, checking out outp
 _UNCHANGED = re.compile(r"^(Stage )?'.+' didn't change, skipping")
 # DVC does not wait for paths that another DVC reads or writes.
 _BUSY = re.compile(r"' is busy, it is being blocked by:|Unable to acquire lock")
-_DVCS_OWN = re.compile(r"^(ERROR: |WARNING: |> |Running stage |Updating lock file )")
 
 
 class Kind(Enum):
@@ -48,23 +43,6 @@ class Outcome:
     @property
     def good(self) -> bool:
         return self.kind in {Kind.RAN, Kind.RESTORED, Kind.UNCHANGED}
-
-
-def environment(project: Path | None = None) -> dict[str, str]:
-    """What commands run with: this environment, its programs first, output as it comes.
-
-    Args:
-        project: A directory whose own copy of the package is to be used, if it has one.
-    """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    found = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
-    # Not what the flow itself may have been started from.
-    for name in ("DVC_ROOT", "DVC_STAGE"):
-        found.pop(name, None)
-    if project is not None and (project / "src").is_dir():
-        others = os.environ.get("PYTHONPATH")
-        found["PYTHONPATH"] = os.pathsep.join([str(project / "src"), *([others] if others else [])])
-    return found
 
 
 def reproduce(
@@ -117,7 +95,7 @@ def reproduce(
             on_line(f"another DVC uses the same files: trying again in {BUSY_DELAY:g} s")
             time.sleep(BUSY_DELAY)
             continue
-        return Outcome(Kind.FAILED, failure(name, lines))
+        return Outcome(Kind.FAILED, f"error: {failure(lines, name)}")
 
 
 def succeeded(lines: list[str]) -> Kind:
@@ -127,15 +105,3 @@ def succeeded(lines: list[str]) -> Kind:
     if any(map(_UNCHANGED.match, lines)):
         return Kind.UNCHANGED
     return Kind.RAN
-
-
-def failure(name: str, lines: list[str]) -> str:
-    """One line on why a stage failed: its own `error: ...`, or the last that it said."""
-    own = [line for line in lines if line.startswith("error: ")]
-    if own:
-        more = len(own) - 1
-        return own[0] + (f" (and {more} more, see the log)" if more else "")
-    dvcs = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    last = [line for line in lines if line.strip() and not _DVCS_OWN.match(line)][-1:]
-    reason = ": ".join([*dvcs[:1], *last]) or "dvc failed and said nothing"
-    return f"error: {name}: {reason}"

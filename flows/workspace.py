@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.process import Commands
-from flows.stage import DVC, environment
 from prlhf.copies import configure, git
+from prlhf.dvc_command import DVC, environment
 from prlhf.errors import UserError
 from prlhf.io import content_hash, write_text
 from prlhf.params.overrides import overridden

@@ -15,7 +15,7 @@ from prlhf import cli
 from prlhf.ablation import definition, figure, page, results
 from prlhf.ablation.definition import Ablation, Run, Setting
 from prlhf.ablation.results import Result
-from prlhf.ablation.runner import Count, failure
+from prlhf.ablation.runner import Count
 from prlhf.ablation.runs import Found
 from prlhf.ablation.statistics import crossed_mean
 from prlhf.errors import UserError
@@ -345,19 +345,6 @@ def test_lines_that_announce_runs():
     assert count.begin("pretraining", run, 1) == "3/15 pretraining: two, seed 7"
     count.took += [60.0, 120.0]
     assert count.begin("pretraining", run, 2) == "4/15 pretraining: two, seed 7, ETA 9:00"
-
-
-@pytest.mark.parametrize(
-    ("lines", "line"),
-    [
-        (["error: a: b (c)", "ERROR: failed to reproduce 'ingest'"], "a: b (c)"),
-        (["error: a", "error: b", "error: c"], "a (and 2 more)"),
-        (["Running stage 'x':", "> x", "Killed", "ERROR: failed"], "failed: Killed"),
-        ([], "dvc failed and said nothing"),
-    ],
-)
-def test_a_failed_run_is_told_in_one_line(lines, line):
-    assert failure(lines) == line
 
 
 def test_a_run_without_figures_is_named(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from flows.graph import Graph, Node, Settings, select, settings
 from flows.process import Commands, Stopped, TimedOut
-from flows.stage import Kind, failure, succeeded
+from flows.stage import Kind, succeeded
 from prlhf.errors import UserErrors
 
 
@@ -65,16 +65,6 @@ def test_meta_sets_what_it_says_and_faults_are_named():
 )
 def test_what_dvc_did_is_read_from_its_words(line, kind):
     assert succeeded([line, "Use `dvc push` to send your updates to remote storage."]) is kind
-
-
-def test_a_failure_is_the_stages_own_line_or_its_last():
-    dvc = "ERROR: failed to reproduce 'a': failed to run: x, exited with 2"
-    assert failure("a", ["Running stage 'a':", "error: f:3: bad", dvc]) == "error: f:3: bad"
-    two = failure("a", ["error: one", "error: two", dvc])
-    assert two == "error: one (and 1 more, see the log)"
-    assert failure("a", ["> x", "ValueError: boom", dvc]) == (
-        "error: a: failed to reproduce 'a': failed to run: x, exited with 2: ValueError: boom"
-    )
 
 
 def run(commands: Commands, script: str, lines: list[str], timeout: float | None = None) -> int:

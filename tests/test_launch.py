@@ -10,7 +10,8 @@ import pytest
 
 from prlhf import cli, launch
 from prlhf.errors import UserError
-from prlhf.launch import Kind, Place
+from prlhf.launch import Kind
+from prlhf.machines import PORT, Place
 from prlhf.params import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +101,7 @@ def test_a_mistake_that_came_of_a_lost_connection_is_none(tmp_path, monkeypatch)
 
 def test_the_environment_says_which_machine_this_is():
     variables = {"MASTER_ADDR": "node0", "NODE_RANK": "1"}
-    assert Place.of(variables, 2) == Place(1, "node0", launch.PORT)
+    assert Place.of(variables, 2) == Place(1, "node0", PORT)
     assert str(Place.of(variables | {"MASTER_PORT": "4000"}, 2)) == "node0:4000"
 
 
@@ -124,7 +125,12 @@ def test_what_is_missing_is_named(variables, problem):
 
 @pytest.mark.parametrize(
     "command",
-    [["reference"], ["train", "--method", "pdpo"], ["train-reward-model", "--method", "pdpo"]],
+    [
+        ["reference"],
+        ["train", "--method", "pdpo"],
+        ["train-reward-model", "--method", "pdpo"],
+        ["score-rewards", "--method", "pdpo"],
+    ],
 )
 def test_machine_0_may_ask_for_stages(command):
     assert launch._checked(command) == command

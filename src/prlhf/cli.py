@@ -340,10 +340,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
 
 
-def execute(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit status; faults of the user's become plain lines."""
+def execute(
+    arguments: Sequence[str], command: click.Command = app, name: str | None = "prlhf"
+) -> int:
+    """Run a command line and return its exit status; faults of the user's become plain lines.
+
+    Args:
+        arguments: What follows the command's name.
+        command: What is to run.
+        name: What it is called; None for how it was started.
+    """
     try:
-        app.main(args=list(arguments), prog_name="prlhf", standalone_mode=False)
+        command.main(args=list(arguments), prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -355,9 +363,9 @@ def execute(arguments: Sequence[str]) -> int:
         return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "prlhf"
+        path = context.command_path if context else name or command.name
         problem = error.format_message().rstrip(".")
-        say(f"error: {command}: {problem} (see `{command} --help`)")
+        say(f"error: {path}: {problem} (see `{path} --help`)")
         return EXIT_USER
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted. Python would complain again at exit.

@@ -3,7 +3,7 @@
 The command that was called becomes the launcher: `torch`'s elastic agent starts the same command
 once for each process, with torchrun's variables in its environment, and ends all of them when one
 fails. Their errors come back in files; the launcher shows the one that began it. What the processes
-do with each other is in `prlhf.distributed`.
+do with each other is in `prlhf.distributed`, how machines meet in `prlhf.machines`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ import tempfile
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prlhf.errors import UserError, UserErrors
 from prlhf.failures import EXIT_TERMINATED, EXIT_USER, chain, user_lines
+from prlhf.machines import Place, announced, next_run
 from prlhf.progress import say
 from prlhf.stage_list import STAGES
 
@@ -36,63 +34,16 @@ if TYPE_CHECKING:
 
     from prlhf.params import LaunchParams
 
-PORT = 29500
-"""Where machine 0 listens, unless MASTER_PORT says otherwise."""
-
 LAUNCHER = "PRLHF_LAUNCHER"
 """Environment variable of a process: the launcher that it must not outlive."""
 
-DOCS = "docs/distributed.md has examples"
 GRACE = 5
 """Seconds that the other processes have to end after one failed."""
 
 _POLL = 0.2
-_RUN = "prlhf/run"
 
 
 # -- the launcher --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of the machines this is, and where machine 0 listens."""
-
-    machine: int
-    address: str
-    port: int
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str], machines: int) -> Place:
-        """Read NODE_RANK, MASTER_ADDR and MASTER_PORT.
-
-        Raises:
-            UserError: one is missing or makes no sense.
-        """
-        address = environment.get("MASTER_ADDR")
-        if not address:
-            raise UserError(
-                f"launch.machines is {machines}, but nothing says where machine 0 is",
-                where="MASTER_ADDR",
-                fix=f"set it to machine 0's name or address; {DOCS}",
-            )
-        machine = _number(environment, "NODE_RANK", None, machines - 1)
-        return cls(machine, address, _number(environment, "MASTER_PORT", PORT, 65535))
-
-    def __str__(self) -> str:
-        return f"{self.address}:{self.port}"
-
-
-def _number(environment: Mapping[str, str], name: str, default: int | None, most: int) -> int:
-    text = environment.get(name)
-    if text is None and default is not None:
-        return default
-    if text is None or not text.isdecimal() or int(text) > most:
-        raise UserError(
-            "is not set" if text is None else f"{text!r} is none",
-            where=name,
-            fix=f"set it to a number from 0 to {most}; {DOCS}",
-        )
-    return int(text)
 
 
 def run(label: str, command: Sequence[str], launch: LaunchParams) -> None:
@@ -112,7 +63,7 @@ def run(label: str, command: Sequence[str], launch: LaunchParams) -> None:
         return
     place = Place.of(os.environ, launch.machines)
     if place.machine == 0:
-        with _announced(label, command, launch, place):
+        with announced(label, command, launch.machines, place):
             _start(label, command, launch, place)
         return
     say(f"{label}: waiting for machine 0 at {place}")
@@ -324,64 +275,6 @@ def _end_with_launcher() -> None:
 
 
 # -- several machines ----------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _announced(
-    label: str, command: Sequence[str], launch: LaunchParams, place: Place
-) -> Iterator[None]:
-    """On machine 0: tell the other machines what runs, and wait until all of them are there."""
-    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
-
-    try:
-        store = TCPStore(
-            place.address, place.port, is_master=True, wait_for_workers=False, multi_tenant=True
-        )
-    except DistError as error:
-        raise UserError(
-            f"cannot listen at {place}: {str(error).splitlines()[0]}",
-            where=label,
-            fix="MASTER_ADDR is this machine's address, MASTER_PORT a free port of it",
-        ) from error
-    run = {"run": uuid.uuid4().hex, "label": label, "command": list(command)}
-    store.set(_RUN, json.dumps(run))
-    others = [f"{_RUN}/{machine}" for machine in range(1, launch.machines)]
-    say(f"{label}: waiting for {len(others)} more machine{'s'[: len(others) - 1]} at {place}")
-    while not store.check(others):
-        time.sleep(_POLL)
-    yield
-
-
-def next_run(place: Place, last: str | None, patience: float | None) -> dict[str, Any] | None:
-    """On another machine: what machine 0 runs next, as soon as it runs something.
-
-    Args:
-        place: this machine, and where machine 0 listens.
-        last: the run that this machine has taken part in before.
-        patience: seconds to wait at most; None for any time.
-
-    Returns:
-        Its `run` (a name of its own), `label` and `command`; None if nothing came.
-    """
-    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
-
-    deadline = None if patience is None else time.monotonic() + patience
-    while deadline is None or time.monotonic() < deadline:
-        with contextlib.suppress(DistError):
-            store = TCPStore(
-                place.address,
-                place.port,
-                is_master=False,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=1),
-            )
-            if store.check([_RUN]):
-                found: dict[str, Any] = json.loads(store.get(_RUN))
-                if found["run"] != last:
-                    store.set(f"{_RUN}/{place.machine}", "here")
-                    return found
-        time.sleep(_POLL)
-    return None
 
 
 def join(place: Place, patience: float | None) -> None:

@@ -117,6 +117,7 @@ STAGES = (
         "For the judge stage, by the reward models of the methods in reward_models. Writes "
         "data/scores/reward_METHOD.",
         methods="rewarded",
+        shared=True,
     ),
     Stage(
         "judge",

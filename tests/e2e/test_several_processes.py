@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from e2e_project import PATIENCE, Project, Result, stop
-from flow_project import free_port
+from flow_project import FlowProject, free_port, name_of
 from safetensors.torch import load_file
 
 from prlhf.models.user_model_files import load_user_model
@@ -34,31 +34,41 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
         stop(process)
 
 
-def assert_same_model(found: Project, wanted: Project, name: str = "pdpo") -> None:
+def assert_same_model(
+    found: Project, wanted: Project, model: str = "pdpo", curves: str = "curves/pdpo"
+) -> None:
     """Equal up to float32 rounding: relative 1e-5 where nothing amplifies it.
 
     Adam does: in its first step a gradient near its epsilon becomes a whole learning rate. It is
     the difference between users' embeddings that counts for the model, not that of their weights.
     """
-    adapters = [
-        load_file(str(p / f"models/{name}/adapter_model.safetensors")) for p in (found, wanted)
-    ]
-    assert adapters[0].keys() == adapters[1].keys()
-    for key, weight in adapters[0].items():
-        torch.testing.assert_close(weight, adapters[1][key], rtol=1e-5, atol=1e-5, msg=key)
-    users = [load_user_model(p / f"models/{name}") for p in (found, wanted)]
+    places = [p / f"models/{model}" for p in (found, wanted)]
+    assert_same_weights(*places, "**/adapter_model.safetensors")
+    users = [load_user_model(place) for place in places]
     assert users[0].users == users[1].users
     everyone = torch.arange(len(users[0].users) + 1)
+    assert [users[0].adapter(i) for i in everyone] == [users[1].adapter(i) for i in everyone]
     with torch.no_grad():
         embeddings = [model(everyone) for model in users]
     torch.testing.assert_close(*embeddings, rtol=1e-3, atol=1e-3)
-    curves = [pd.read_csv(p / f"reports/curves/{name}.csv") for p in (found, wanted)]
+    tables = [pd.read_csv(p / f"reports/{curves}.csv") for p in (found, wanted)]
     # With the norm of all gradients, those of the users' tables among them, at every step logged.
-    assert curves[0]["grad_norm"].notna().sum() > 1
+    assert tables[0]["grad_norm"].notna().sum() > 1
+    # An epoch that is filled up is longer, and its fractions are others.
     pd.testing.assert_frame_equal(
-        *(curve.drop(columns="loss") for curve in curves), rtol=1e-4, atol=1e-4
+        *(table.drop(columns=["loss", "epoch"]) for table in tables), rtol=1e-4, atol=1e-4
     )
-    pd.testing.assert_series_equal(*(curve["loss"] for curve in curves), rtol=1e-3)
+    pd.testing.assert_series_equal(*(table["loss"] for table in tables), rtol=1e-3)
+
+
+def assert_same_weights(found: Path, wanted: Path, pattern: str) -> None:
+    files = sorted(path.relative_to(wanted) for path in wanted.glob(pattern))
+    assert files
+    for file in files:
+        weights = [load_file(str(place / file)) for place in (found, wanted)]
+        assert weights[0].keys() == weights[1].keys()
+        for key, weight in weights[0].items():
+            torch.testing.assert_close(weight, weights[1][key], rtol=1e-5, atol=1e-5, msg=key)
 
 
 def complete(project: Project) -> set[Path]:
@@ -133,6 +143,95 @@ def test_a_model_spread_over_two_processes_gives_the_results_of_one(
 
     project.run("prlhf", "train", "--method", "pdpo")
     assert_same_model(project, finished)
+
+
+@pytest.mark.parametrize(
+    ("method", "strategies", "changes"),
+    [
+        # An adapter of its own for each group, put into the same base model one after the other.
+        ("dpo_groups", ("ddp", "fsdp"), {}),
+        # Which term is drawn for a pair, and in whose company it is, must not depend on who
+        # computes it; the users' table is sparse and of as many columns as an embedding.
+        (
+            "pdpo_individual",
+            ("ddp",),
+            {
+                "methods.pdpo_individual.text": True,
+                "user_model.offset_penalty": 0.1,
+                "train.term_sampling": True,
+                "train.length_bucketing": True,
+            },
+        ),
+    ],
+)
+def test_every_way_of_training_gives_the_results_of_one_process(
+    project: Project, tmp_path: Path, method: str, strategies: tuple[str, ...], changes: dict
+):
+    project.set({"train.max_steps": 12} | changes)
+    shared = {name: project.copy_to(tmp_path / name) for name in strategies}
+    project.run("prlhf", "train", "--method", method)
+    for strategy, copy in shared.items():
+        copy.set({"launch.processes": 2, "launch.strategy": strategy})
+        copy.run("prlhf", "train", "--method", method)
+        assert_same_model(copy, project, method, f"curves/{method}")
+
+
+def test_a_reward_model_of_two_processes_is_that_of_one(project: Project, tmp_path: Path):
+    section = {"max_steps": 12, "batch_size": 8, "micro_batch_size": 2, "eval_every": 6}
+    section |= {"term_sampling": True, "length_bucketing": True}
+    project.set({"reward_models": ["pdpo"]})
+    project.set({f"train_reward_model.{key}": value for key, value in section.items()})
+    shared = {name: project.copy_to(tmp_path / name) for name in ("ddp", "fsdp")}
+    project.run("prlhf", "train-reward-model", "--method", "pdpo")
+    scores = "data/scores/reward_pdpo/pairs.parquet"
+    for strategy, copy in shared.items():
+        copy.set({"launch.processes": 2, "launch.strategy": strategy})
+        copy.run("prlhf", "train-reward-model", "--method", "pdpo")
+        assert_same_model(copy, project, "reward_pdpo", "reward_models/pdpo")
+        places = [p / "models/reward_pdpo" for p in (copy, project)]
+        assert_same_weights(*places, "reward_head.safetensors")
+        tables = [pd.read_parquet(p / scores) for p in (copy, project)]
+        assert tables[1]["margin"].abs().max() > 1e-3
+        pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-5)
+
+    made = [f"data/scores/reward_pdpo/{name}" for name in ("rewards.parquet", "about.json")]
+    project.run("prlhf", "score-rewards", "--method", "pdpo")
+    wanted = project.digests(*made)
+    for name in made:
+        (project / name).unlink()
+    project.set({"launch.processes": 2, "launch.strategy": "fsdp"})
+    project.run("prlhf", "score-rewards", "--method", "pdpo")
+    assert project.digests(*made) == wanted
+
+
+def test_a_flow_shares_a_stage_and_tells_of_a_killed_process(
+    finished: Project, project: Project, server: str, started: list[subprocess.Popen[str]]
+):
+    flow = FlowProject(project.path, project.source)
+    flow.server = server
+    flow.set({"launch.processes": 2})
+    flow.forget("train@pdpo", *MADE)
+    process = flow.start("python", "-m", "flows", "run", "train@pdpo")
+    started.append(process)
+    wait_for(lambda: complete(flow), process)
+    those = workers(process)
+    assert sorted(those) == [0, 1]
+    those[0].send_signal(signal.SIGKILL)
+    result = finish(process)
+    assert result.status == 1
+    told = "error: train@pdpo: process 0 of 2 was ended by SIGKILL ("
+    [error] = result.errors
+    assert error.startswith(told)
+    assert not any(worker.is_running() for worker in those.values())
+    tasks = flow.task_runs(name_of(result), 6)
+    assert tasks["train@pdpo"]["state_type"] == "FAILED"
+    assert tasks["train@pdpo"]["state"]["message"] == error
+    assert {run["state_name"] for name, run in tasks.items() if name != "train@pdpo"} == {"Cached"}
+
+    result = flow.flow("train@pdpo")
+    assert result.out == "6 stages: 1 ran, 5 unchanged\n"
+    assert "train pdpo: resuming from step " in result.err
+    assert_same_model(flow, finished)
 
 
 def test_two_machines_share_a_stage(

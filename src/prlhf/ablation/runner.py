@@ -15,7 +15,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from typing import IO, TextIO
 from prlhf.ablation.definition import Run
 from prlhf.ablation.runs import EXPERIMENTS, Project, reference
 from prlhf.copies import configure, git
+from prlhf.dvc_command import DVC, environment, failure
 from prlhf.errors import UserError
 from prlhf.io import write_text
 from prlhf.params.loading import PARAMS_FILE
@@ -38,7 +38,6 @@ GRACE = 15.0
 """Seconds that a run has to end after Ctrl-C's signal, before it is killed."""
 
 _DONE = re.compile(r"^\S+: done in [\d.]+ s$")
-_DVCS_OWN = re.compile(r"^(ERROR: |WARNING: |> |Running stage |Updating lock file )")
 
 
 @dataclass
@@ -174,10 +173,11 @@ class Runner:
         write_text(inside / PARAMS_FILE, run.text)
         log = log_file(project, run.experiment)
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run"]
         with log.open("w", encoding="utf-8") as file:
             status, lines = self._command(
-                [*command, "--name", run.experiment, "--message", run.experiment], inside, file
+                [*DVC, "exp", "run", "--name", run.experiment, "--message", run.experiment],
+                inside,
+                file,
             )
         if status:
             where = f"{run.setting}, seed {run.seed}"
@@ -225,29 +225,6 @@ class Runner:
 def log_file(project: Project, experiment: str) -> Path:
     """Where all that a run printed is."""
     return project.root / PLACE / "logs" / f"{experiment}.log"
-
-
-def failure(lines: Sequence[str]) -> str:
-    """One line on why a run failed: what its stage said, or else what DVC did."""
-    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if own:
-        return own[0] + (f" (and {len(own) - 1} more)" if len(own) > 1 else "")
-    dvcs = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    last = [line for line in lines if line.strip() and not _DVCS_OWN.match(line)][-1:]
-    return ": ".join([*dvcs[:1], *last]) or "dvc failed and said nothing"
-
-
-def environment(directory: Path) -> dict[str, str]:
-    """What a run is started with: this environment's programs, and the copy's own package."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    found = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
-    # Not those of a stage or an experiment that this may have been started from.
-    for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
-        found.pop(name, None)
-    if (directory / "src").is_dir():
-        others = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
-        found["PYTHONPATH"] = os.pathsep.join([str(directory / "src"), *others])
-    return found
 
 
 def _populate(project: Project, copy: Path) -> None:

@@ -24,13 +24,14 @@ def join(patience: float | None) -> None:
     environment. Machine 0 runs `dvc repro`, or the Prefect flow, as ever.
     """
     from prlhf import launch
+    from prlhf.machines import Place
     from prlhf.params import load
     from prlhf.progress import say
 
     params = load()
     if params.launch.machines == 1:
         raise UserError("there is one machine only", where="params.yaml: launch.machines")
-    place = launch.Place.of(os.environ, params.launch.machines)
+    place = Place.of(os.environ, params.launch.machines)
     if place.machine == 0:
         raise UserError(
             "this is machine 0, which runs the stages",

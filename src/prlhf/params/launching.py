@@ -10,7 +10,9 @@ from prlhf.params.section import Section
 
 
 class LaunchParams(Section):
-    """`launch`: where `reference`, `train`, `train_reward_model`, `generate` and `score` run.
+    """`launch`: where the stages run that work on the language model.
+
+    Those are `reference`, `train`, `train_reward_model`, `generate`, `score` and `score_rewards`.
 
     No stage depends on it: it changes results by rounding only, and re-runs nothing.
     """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
+from prlhf import distributed
 from prlhf.data.contract import messages
 from prlhf.evaluation.comparisons import some_users
 from prlhf.evaluation.rewarded import ABOUT, REWARDS, questions
@@ -54,6 +55,8 @@ def run(*, model: ModelParams, compare: CompareParams, unseen_users: int | None,
         texts,
         label=f"score_rewards {name}",
     )
+    if not distributed.is_main():
+        return
     keys = list(map(text_key, asked["prompt"], asked["text"]))
     table = pd.DataFrame({"user_id": asked["user_id"].tolist(), "text": keys, "reward": rewards})
     folder = OUTPUT / f"reward_{name}"
