@@ -141,7 +141,7 @@ def our_loss(
     trainer = PDPOTrainer(
         lm,
         objective=objective,
-        arguments=training_arguments(train_params(), where, 0, lm.device),
+        arguments=training_arguments(train_params(), where, 0, lm.device, pairs=len(pairs)),
         train_pairs=pairs,
         eval_pairs=[],
         lora_lr=1e-3,

@@ -120,7 +120,7 @@ def test_training_sees_batches_of_similar_length(tiny_base: BaseModel, tmp_path:
     trainer = Watching(
         lm,
         objective=objective_of(params),
-        arguments=training_arguments(params, tmp_path, 5, lm.device),
+        arguments=training_arguments(params, tmp_path, 5, lm.device, pairs=len(PAIRS)),
         train_pairs=PAIRS,
         eval_pairs=[],
         lora_lr=1e-3,

@@ -88,7 +88,7 @@ class Between(TrainerCallback):
 def trainer_of(model: Any, where: Path, callbacks: list[Any], **changes: Any) -> PairTrainer:
     params = train_params(micro_batch_size=2, **changes)
     options: dict[str, Any] = {
-        "arguments": training_arguments(params, where, 0, torch.device("cpu")),
+        "arguments": training_arguments(params, where, 0, torch.device("cpu"), pairs=len(PAIRS)),
         "train_pairs": PAIRS,
         "eval_pairs": PAIRS[:2],
         "lora_lr": 1e-3,
@@ -188,11 +188,13 @@ def test_every_tensor_of_a_batch_is_pinned_and_moved(
 
 
 def test_a_gpu_gets_its_batches_from_a_process_of_their_own(tmp_path: Path) -> None:
-    arguments = training_arguments(train_params(), tmp_path, 0, torch.device("cuda"))
+    arguments = training_arguments(
+        train_params(), tmp_path, 0, torch.device("cuda"), pairs=len(PAIRS)
+    )
     assert arguments.dataloader_pin_memory
     assert arguments.dataloader_num_workers == 1
     assert arguments.accelerator_config.non_blocking
-    plain = training_arguments(train_params(), tmp_path, 0, torch.device("cpu"))
+    plain = training_arguments(train_params(), tmp_path, 0, torch.device("cpu"), pairs=8)
     assert not plain.dataloader_pin_memory
     assert plain.dataloader_num_workers == 0
 

@@ -154,7 +154,7 @@ def train(
     trainer = RewardTrainer(
         model,
         alpha=settings.alpha,
-        arguments=training_arguments(settings, where, 0, model.device),
+        arguments=training_arguments(settings, where, 0, model.device, pairs=len(pairs)),
         train_pairs=pairs,
         eval_pairs=pairs[: settings.eval_pairs],
         lora_lr=settings.lora_lr,

@@ -247,7 +247,7 @@ def trainer(lm: PersonalizedLM, where: Path, **changes: Any) -> PDPOTrainer:
     return PDPOTrainer(
         lm,
         objective=objective_of(params),
-        arguments=training_arguments(params, where, 0, lm.device),
+        arguments=training_arguments(params, where, 0, lm.device, pairs=len(PAIRS)),
         train_pairs=PAIRS,
         eval_pairs=PAIRS[:4],
         lora_lr=1e-3,

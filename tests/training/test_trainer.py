@@ -17,7 +17,7 @@ from personal import personalise
 from preferences import mirrored, some_pairs, train_params
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.finetune import finetune, objective_of, sample, training_arguments
+from prlhf.training.finetune import finetune, objective_of, sample, steps, training_arguments
 from prlhf.training.pairs import Pair
 from prlhf.training.trainer import PDPOTrainer
 from prlhf.training.watch import COLUMNS, curves
@@ -43,7 +43,7 @@ def train(
     trainer = PDPOTrainer(
         lm,
         objective=objective_of(params),
-        arguments=training_arguments(params, where, seed, lm.device),
+        arguments=training_arguments(params, where, seed, lm.device, pairs=len(pairs)),
         train_pairs=pairs,
         eval_pairs=pairs[: params.eval_pairs],
         lora_lr=params.lora_lr,
@@ -268,7 +268,7 @@ def test_what_a_log_entry_says(tiny_base: BaseModel, tmp_path: Path) -> None:
     other = PDPOTrainer(
         start,
         objective=trainer.objective,
-        arguments=training_arguments(train_params(), tmp_path, 0, start.device),
+        arguments=training_arguments(train_params(), tmp_path, 0, start.device, pairs=len(pairs)),
         train_pairs=pairs,
         eval_pairs=pairs,
         lora_lr=0.0,
@@ -322,3 +322,15 @@ def test_a_sample_is_fixed_and_in_order() -> None:
     assert chosen == sample(pairs, 6, seed=1)
     assert chosen != sample(pairs, 6, seed=2)
     assert sample(pairs, 20, seed=1) == pairs
+
+
+@pytest.mark.parametrize(
+    ("epochs", "most", "expected"),
+    [(1.0, None, 3), (1.0, 2, 2), (1.0, 9, 3), (2.0, 9, 6), (0.5, None, 2), (2.0, 5, 5)],
+)
+def test_steps_are_what_epochs_give_and_max_steps_at_most(
+    epochs: float, most: int | None, expected: int
+) -> None:
+    """Hugging Face's `max_steps` alone would go on with a further epoch."""
+    params = train_params(epochs=epochs, max_steps=most, batch_size=4, micro_batch_size=2)
+    assert steps(params, 10) == expected

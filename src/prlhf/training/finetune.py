@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,9 @@ def fit(
     with kernels(lm, params, where=where, label=label):
         show = ShowProgress(label)
         trainer = trainer_of(
-            arguments=training_arguments(params, checkpoints, seed, lm.device),
+            arguments=training_arguments(
+                params, checkpoints, seed, lm.device, pairs=len(run["train_pairs"])
+            ),
             train_pairs=run["train_pairs"],
             eval_pairs=sample(run["eval_pairs"], params.eval_pairs, seed),
             lora_lr=params.lora_lr,
@@ -123,9 +126,17 @@ def fit(
 
 
 def training_arguments(
-    train: FitParams, output: Path, seed: int, device: torch.device
+    train: FitParams, output: Path, seed: int, device: torch.device, *, pairs: int
 ) -> TrainingArguments:
-    """Hugging Face's arguments; one device batch is a micro-batch of pairs."""
+    """Hugging Face's arguments; one device batch is a micro-batch of pairs.
+
+    Args:
+        train: how to optimise.
+        output: directory of the checkpoints.
+        seed: seed of data order and dropout.
+        device: where to compute.
+        pairs: how many there are to learn from.
+    """
     cuda = device.type == "cuda"
     return TrainingArguments(
         output_dir=str(output),
@@ -135,7 +146,7 @@ def training_arguments(
             train.batch_size // (train.micro_batch_size * distributed.world_size())
         ),
         num_train_epochs=train.epochs,
-        max_steps=train.max_steps or -1,
+        max_steps=steps(train, pairs),
         learning_rate=train.lora_lr,
         weight_decay=train.weight_decay,
         warmup_steps=train.warmup_ratio,
@@ -167,6 +178,15 @@ def training_arguments(
         logging_nan_inf_filter=False,
         activation_checkpointing=train.gradient_checkpointing,
     )
+
+
+def steps(train: FitParams, pairs: int) -> int:
+    """Optimiser steps: what `epochs` gives, `max_steps` at most.
+
+    Hugging Face's own `max_steps` would go on with a further epoch.
+    """
+    full = math.ceil(train.epochs * math.ceil(pairs / train.batch_size))
+    return full if train.max_steps is None else min(full, train.max_steps)
 
 
 def _with_warmup(train: FitParams) -> str:
