@@ -40,11 +40,11 @@ REFERENCE = Path("docs/parameters.md")
 # Arrow gives memory back instead of keeping it, a tenth of the most that a million pairs take. A
 # value that the user has set stays.
 ENVIRONMENT = {
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MIMALLOC_PURGE_DELAY": "0",  # what Arrow allocates with
     "TOKENIZERS_PARALLELISM": "false",
 }
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
