@@ -102,6 +102,19 @@ def finish(process: subprocess.Popen[str]) -> Result:
     return Result(process.returncode, out, err)
 
 
+def kill(rank: int, process: subprocess.Popen[str], project: Project) -> Result:
+    """End one of the two processes of a training that has a checkpoint; what came of it."""
+    wait_for(lambda: complete(project), process)
+    those = workers(process)
+    assert sorted(those) == [0, 1]
+    those[rank].send_signal(signal.SIGKILL)
+    result = finish(process)
+    [error] = result.errors
+    assert error.startswith(f"error: train@pdpo: process {rank} of 2 was ended by SIGKILL (")
+    assert not any(worker.is_running() for worker in those.values())
+    return result
+
+
 def test_a_killed_process_ends_the_run_and_the_next_goes_on(
     finished: Project, project: Project, started: list[subprocess.Popen[str]]
 ):
@@ -112,15 +125,8 @@ def test_a_killed_process_ends_the_run_and_the_next_goes_on(
     project.forget("train@pdpo", *MADE)
     process = project.start(*TRAIN)
     started.append(process)
-    wait_for(lambda: complete(project), process)
-    those = workers(process)
-    assert sorted(those) == [0, 1]
-    those[1].send_signal(signal.SIGKILL)
-    result = finish(process)
+    result = kill(1, process, project)
     assert result.status not in (0, -signal.SIGKILL)
-    [error] = result.errors
-    assert error.startswith("error: train@pdpo: process 1 of 2 was ended by SIGKILL (")
-    assert not any(worker.is_running() for worker in those.values())
     assert not (project / "models/pdpo").exists()
     step = max(int(path.parent.name.rpartition("-")[2]) for path in complete(project))
 
@@ -213,16 +219,9 @@ def test_a_flow_shares_a_stage_and_tells_of_a_killed_process(
     flow.forget("train@pdpo", *MADE)
     process = flow.start("python", "-m", "flows", "run", "train@pdpo")
     started.append(process)
-    wait_for(lambda: complete(flow), process)
-    those = workers(process)
-    assert sorted(those) == [0, 1]
-    those[0].send_signal(signal.SIGKILL)
-    result = finish(process)
+    result = kill(0, process, flow)
     assert result.status == 1
-    told = "error: train@pdpo: process 0 of 2 was ended by SIGKILL ("
     [error] = result.errors
-    assert error.startswith(told)
-    assert not any(worker.is_running() for worker in those.values())
     tasks = flow.task_runs(name_of(result), 6)
     assert tasks["train@pdpo"]["state_type"] == "FAILED"
     assert tasks["train@pdpo"]["state"]["message"] == error
