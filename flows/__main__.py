@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prlhf import signals
 from prlhf.errors import UserError
 from prlhf.failures import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER
 
@@ -81,7 +82,7 @@ def _server() -> Iterator[None]:
     Raises:
         UserError: The configured server does not answer.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.handle(signals.TerminatedExit)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         import psutil
@@ -114,10 +115,6 @@ def _finish(call: Callable[[], State[Any]]) -> None:
         message = state.message or str(state.name)
         raise click.ClickException(message.removeprefix("error: "))
     click.echo(state.message)
-
-
-def _terminate(number: int, _: object) -> None:
-    raise SystemExit(EXIT_TERMINATED)
 
 
 def main() -> int:

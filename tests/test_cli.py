@@ -15,6 +15,7 @@ import pytest
 from prlhf import cli
 from prlhf.errors import UserError, UserErrors
 from prlhf.params import load
+from prlhf.signals import Terminated
 from prlhf.stage_list import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,7 +248,7 @@ def test_out_of_memory_is_one_line(failing):
 
 def test_interruptions_end_quietly(failing):
     assert failing(KeyboardInterrupt(), 130) == ["", "error: interrupted"]
-    assert failing(cli.Terminated(), 143) == ["", "error: terminated"]
+    assert failing(Terminated(), 143) == ["", "error: terminated"]
 
 
 @pytest.mark.parametrize(
@@ -266,10 +267,16 @@ SLEEPER = """
 import sys, time, types
 from pathlib import Path
 from prlhf.io import atomic_path
+class Finalised:
+    def __del__(self):
+        wait()
+def wait():
+    print("writing", flush=True)
+    time.sleep(60)
 def run():
     with atomic_path("result.txt") as partial:
         partial.write_text("half")
-        print("writing", flush=True)
+        WAIT()
         time.sleep(60)
 sys.modules["prlhf.stages.ingest"] = types.SimpleNamespace(PARAMS=(), run=run)
 from prlhf.cli import main
@@ -281,8 +288,9 @@ main(["ingest"])
     ("number", "status", "word"),
     [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
-def test_a_signal_leaves_nothing_half_written(workplace, number, status, word):
-    process = python(SLEEPER)
+@pytest.mark.parametrize("wait", ["wait", "Finalised"])
+def test_a_signal_leaves_nothing_half_written(workplace, wait, number, status, word):
+    process = python(SLEEPER.replace("WAIT", wait))
     assert process.stdout.readline() == "writing\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=20)

@@ -8,17 +8,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prlhf import launch
+from prlhf import launch, signals
 from prlhf.commands import ablate as ablate_commands
 from prlhf.commands import data as data_commands
 from prlhf.commands import experiment as experiment_commands
@@ -323,14 +322,6 @@ def simulate(
     run(dataset, base=base, prompts=source, out=out, seed=seed, keep=keep)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: unwinds like Ctrl-C, so that nothing half-written stays behind."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `prlhf` command: exits with the command's status."""
     for name, value in ENVIRONMENT.items():
@@ -338,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         # Bars that libraries draw by themselves would fill a log file.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.handle()
     sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -359,7 +350,7 @@ def execute(
         click.echo(error.format_message(), err=True)
         return EXIT_USER
     except (KeyboardInterrupt, click.Abort) as error:
-        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        terminated = signals.Terminated in {type(error), type(error.__cause__)}
         if not launch.is_process():  # else the launcher says it, once
             say("error: terminated" if terminated else "error: interrupted")
         return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED

@@ -89,7 +89,7 @@ def test_a_judgement_that_was_stopped_goes_on_with_what_is_missing(
     finally:
         released.set()
         stop(process)
-    assert process.returncode == status
+    assert process.returncode == status, err
     assert "Traceback" not in err
     judged.network_log.unlink(missing_ok=True)
     kept = len(list((judged / ".cache/judge").glob("*/*.json")))

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from prlhf import signals
 from prlhf.errors import UserError
 from prlhf.evaluation.llm_prompts import Message
 from prlhf.io import content_hash, read_json, write_json
@@ -188,7 +189,7 @@ class Client(Generic[T]):
             paid = self.usage.cost(self.endpoint)
             before = self.usage.requests
             try:
-                asyncio.run(self._ask(waiting, label))
+                signals.run(self._ask(waiting, label))
             finally:
                 now, cost = self.usage.requests - before, self.usage.cost(self.endpoint) - paid
                 say(f"{label}: {now} answers of {self.endpoint.model}, cost {cost:.4g}")
