@@ -345,6 +345,39 @@ def test_the_six_files_of_the_authors(tmp_path):
     assert line == "data: has no file P2A.json (data.path is the directory of the files)"
 
 
+def test_the_six_files_are_cleaned_of_what_gives_the_taste_away(tmp_path, capsys):
+    users = {}
+    for wish, name in zip(psoups.WISHES, psoups.NAMES, strict=True):
+        asked = [soup(prompt=f"Why? {wish}"), soup(prompt=f"{wish} How?"), soup(prompt="Where?")]
+        equal = soup(prompt=f"When? {wish}", a="Now.", b="Now.")
+        users[name] = [*asked, asked[0], equal, soup(prompt=f"Why? {wish}", a="No.", b="Because.")]
+    # Another user's wish is part of what was asked.
+    users["P1B"].append(soup(prompt=f"Why? {psoups.WISHES[0]}"))
+    raw = write_raw_soups(tmp_path / "raw", **users)
+    capsys.readouterr()
+    rows = psoups.rows(public.soups(raw))
+    assert "12 comparisons left out: 6 that came before, 6 between" in capsys.readouterr().err
+    asked = {
+        user: [messages(prompt)[0]["content"] for prompt in part["prompt"]]
+        for user, part in rows.groupby("user_id")
+    }
+    plain = ["Why?", "How?", "Where?", "Why?"]
+    assert asked == {
+        str(user): [*plain, f"Why? {psoups.WISHES[0]}"] if user == 2 else plain
+        for user in range(1, 7)
+    }
+    assert rows["row"].tolist()[:4] == [1, 2, 3, 6], "where they stand in the file"
+    assert rows["chosen"].tolist()[3] == "No."
+
+
+def test_the_combined_file_is_taken_as_it_is(tmp_path):
+    records = [soup(prompt=f"Why? {psoups.WISHES[0]}")] * 2
+    rows = psoups.rows(public.soups(write_soups(tmp_path, records)))
+    assert [messages(prompt)[0]["content"] for prompt in rows["prompt"]] == [
+        f"Why? {psoups.WISHES[0]}"
+    ] * 2
+
+
 def test_a_faulty_record_of_one_user_is_named(tmp_path):
     users = {name: [soup()] for name in psoups.NAMES}
     raw = write_raw_soups(tmp_path / "raw", **users | {"P2B": [soup(), soup(prompt=3)]})

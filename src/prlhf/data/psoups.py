@@ -10,6 +10,7 @@ from prlhf.data.columns import typed_rows
 from prlhf.data.contract import EmptyPromptError, canonical_prompt
 from prlhf.data.entries import Entry
 from prlhf.data.files import read_objects
+from prlhf.progress import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,12 +24,29 @@ FIELDS: Final = ("user_id", "user_input", "completion_a", "completion_b")
 GROUPS: Final = ("elementary", "expert", "concise", "informative", "friendly", "unfriendly")
 """What the users 1 to 6 want."""
 
+WISHES: Final = (
+    "Generate a response that can be easily understood by an elementary school student.",
+    "Generate a response that only a PhD Student in that specific field could understand.",
+    "Generate a response that is concise and to the point without being verbose.",
+    "Generate a response that is very informative without missing any background information.",
+    "Generate a response that is friendly, witty, funny, and humorous, like a close friend.",
+    "Generate a response in an unfriendly manner.",
+)
+"""What the published prompts of the users 1 to 6 ask for, in the files of each.
+
+A prompt that says what its user wants leaves nothing for a user model to know.
+"""
+
 _CHAT: Final = ("<|user|>\n", "<|assistant|>\n")
 """What stands around a prompt in Tulu's chat form."""
 
 
 def rows(files: Mapping[Path, int | None]) -> pd.DataFrame:
     """All comparisons, in the order of the files; every user is a seen one.
+
+    The six files of one user each are cleaned as the combined one was when it was made from them:
+    the user's wish is taken out of the prompts, and comparisons of equal answers or that came
+    before are left out. How many these are is said.
 
     Args:
         files: What is read, and whose choices a file holds: a user of 1 to 6, or None if each
@@ -41,6 +59,8 @@ def rows(files: Mapping[Path, int | None]) -> pd.DataFrame:
 
     found: list[tuple[object, ...]] = []
     prompts: dict[str, str | None] = {}
+    came: set[tuple[object, ...]] = set()
+    equal = again = 0
     for path, owner in files.items():
         for number, where, record in read_objects(path, FIELDS):
             entry = Entry(record, where)
@@ -48,10 +68,24 @@ def rows(files: Mapping[Path, int | None]) -> pd.DataFrame:
             if not 1 <= user <= len(GROUPS):
                 raise entry.error("user_id", f"expected 1 to {len(GROUPS)}, found {user}")
             text = entry.text("user_input")
+            pair = (entry.text("completion_a"), entry.text("completion_b"))
+            if owner is not None:
+                text = text.replace(WISHES[owner - 1], "").strip()
+                if pair[0] == pair[1]:
+                    equal += 1
+                    continue
+                if (owner, text, *pair) in came:
+                    again += 1
+                    continue
+                came.add((owner, text, *pair))
             if text not in prompts:
                 prompts[text] = _prompt(text)
-            pair = (entry.text("completion_a"), entry.text("completion_b"))
             found.append((number, path.name, str(user), prompts[text], *pair, GROUPS[user - 1]))
+    if equal or again:
+        say(
+            f"ingest: psoups: {equal + again} comparisons left out: {again} that came before, {equal} "
+            f"between equal answers; {len(found)} remain"
+        )
     names = ["row", "source", "user_id", "prompt", "chosen", "rejected", "group"]
     return typed_rows(pd.DataFrame(found, columns=names).assign(unseen=False))
 
