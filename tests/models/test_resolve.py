@@ -8,22 +8,28 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from prlhf.errors import UserError
 from prlhf.models import resolve as resolve_module
-from prlhf.models.base import SOURCE, load_base, quiet_transformers
+from prlhf.models.base import SOURCE, encode_messages, load_base, quiet_transformers
 from prlhf.models.resolve import BUILTIN, PackagedModel, resolve, sha256
+from prlhf.models.tokenizer import CHAT_TEMPLATES
 from prlhf.params import ModelParams
+from prlhf.params.model import TokenizerParams
 from prlhf.stages import base_model
-from tiny import TEMPLATE, tiny_tokenizer
+from tiny import TEMPLATE, tiny_tokenizer, write_tiny_model
 from tiny_package import write_gguf, write_wheel
 
+OWN: dict[str, str] = {}
 IDS = torch.arange(2, 20)[None]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -38,10 +44,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
-def resolved(name: str, revision: str | None = None) -> tuple[dict[str, Any], Path]:
+def resolved(
+    name: str, revision: str | None = None, tokenizer: Mapping[str, str] = OWN
+) -> tuple[dict[str, Any], Path]:
     """The record and the directory, as the stage makes it."""
     directory = Path("models/base")
-    base_model.run(model=ModelParams(name=name, revision=revision, dtype="float32"))
+    given = {"name": None, "revision": None, "chat_template": None, **tokenizer}
+    base_model.run(
+        model=ModelParams(
+            name=name, revision=revision, dtype="float32", tokenizer=TokenizerParams(**given)
+        )
+    )
     record = json.loads((directory / SOURCE).read_text())
     assert load_base(directory, "float32").source == record
     return record, directory
@@ -52,10 +65,10 @@ def logits(directory: Path) -> torch.Tensor:
         return load_base(directory, "float32").model(IDS).logits
 
 
-def fails(name: str, revision: str | None = None) -> str:
+def fails(name: str, revision: str | None = None, tokenizer: Mapping[str, str] = OWN) -> str:
     """The message, in one line; nothing is left behind."""
     with pytest.raises(UserError) as caught:
-        resolved(name, revision)
+        resolved(name, revision, tokenizer)
     assert not Path("models/base").exists()
     assert not list(Path().glob("models/.*"))
     message = str(caught.value)
@@ -104,7 +117,7 @@ def test_the_name_of_a_directory_names_no_path(
     [
         ("config.json", "has no config.json (name a Hugging Face model folder)"),
         ("model.safetensors", "holds no weights"),
-        ("tokenizer*", "is no causal language model"),
+        ("tokenizer*", "has no tokenizer that can be loaded"),
     ],
 )
 def test_a_directory_with_a_file_missing(
@@ -215,6 +228,110 @@ def test_no_connection(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # before it is tried again
     assert "org/other at v1 cannot be fetched or loaded" in fails("org/other", "v1")
+
+
+# -- another tokenizer, or a chat template -----------------------------------------------------
+
+
+@pytest.fixture
+def bare(tiny_path: Path, here: Path) -> Path:
+    """A model that was published without a tokenizer."""
+    shutil.copytree(tiny_path, here / "bare", ignore=shutil.ignore_patterns("tok*", "chat*"))
+    return here / "bare"
+
+
+def test_a_tokenizer_from_elsewhere(bare: Path, here: Path) -> None:
+    tiny_tokenizer(chat=False).save_pretrained(here / "words")
+    # What is left of another tokenizer must not be read with the new one.
+    (bare / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    record, directory = resolved("bare", None, {"name": "words"})
+    assert record["tokenizer"] == {"kind": "directory", "name": "words"}
+    tokenizer = load_base(directory).tokenizer
+    assert tokenizer("Why?")["input_ids"] == tiny_tokenizer()("Why?")["input_ids"]
+    assert tokenizer.chat_template is None
+
+
+def test_a_tokenizer_from_the_hub_is_pinned_by_its_commit(hub: Path, bare: Path) -> None:
+    message = fails("bare", None, {"name": "org/tiny"})
+    assert message.startswith("model.tokenizer.revision: org/tiny is no directory, and as a hub")
+    message = fails("bare", None, {"name": "org/other", "revision": "v1"})
+    assert message.startswith("model.tokenizer.name: org/other at v1 cannot be fetched or loaded")
+    record, directory = resolved("bare", None, {"name": "org/tiny", "revision": "v1"})
+    assert record["tokenizer"] == {
+        "kind": "hub",
+        "name": "org/tiny",
+        "revision": "v1",
+        "commit": COMMIT,
+    }
+    assert load_base(directory).tokenizer.chat_template == TEMPLATE
+
+
+def test_a_hub_model_without_a_tokenizer(hub: Path, here: Path) -> None:
+    snapshot = hub / "models--org--tiny" / "snapshots" / COMMIT
+    for file in [*snapshot.glob("tokenizer*"), *snapshot.glob("chat_template*")]:
+        file.unlink()
+    message = fails("org/tiny", "v1")
+    assert message.startswith("model.name: the tokenizer of org/tiny cannot be fetched or loaded")
+    assert message.endswith("set model.tokenizer.name to a model that has the same one)")
+    tiny_tokenizer().save_pretrained(here / "words")
+    record, directory = resolved("org/tiny", "v1", {"name": "words"})
+    assert record["commit"] == COMMIT
+    assert load_base(directory).tokenizer("Why?")["input_ids"]
+
+
+def test_a_tokenizer_of_a_larger_vocabulary(bare: Path, here: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["and", "or"])
+    tokenizer.save_pretrained(here / "words")
+    message = fails("bare", None, {"name": "words"})
+    assert message == (
+        "model.tokenizer.name: has a token 259, and the model has embeddings of 258 (name a model "
+        "that has the same tokenizer)"
+    )
+
+
+def test_a_tokenizer_that_makes_no_tokens(bare: Path, here: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()), eos_token="<|end|>")
+    tokenizer.save_pretrained(bare)
+    assert fails("bare").startswith("model.name: the tokenizer makes no tokens of a text")
+    tokenizer.save_pretrained(here / "words")
+    assert fails("bare", None, {"name": "words"}).startswith(
+        "model.tokenizer.name: the tokenizer makes no"
+    )
+
+
+def test_a_chat_template_for_a_model_without_one(
+    tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_model(here / "plain", chat=False)
+    resolved("plain")
+    assert "no chat template: prompts are read as they are" in capsys.readouterr().err
+    record, directory = resolved("plain", None, {"chat_template": "tulu"})
+    assert record["tokenizer"] == {"chat_template": "tulu"}
+    assert "no chat template" not in capsys.readouterr().err
+    tokenizer = load_base(directory).tokenizer
+    assert tokenizer.chat_template == CHAT_TEMPLATES["tulu"]
+    turns = [("user", "Why?"), ("assistant", "So."), ("user", "How?")]
+    text = tokenizer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert text == (
+        "<|start|><|user|>\nWhy?\n<|assistant|>\nSo.<|end|>\n<|user|>\nHow?\n<|assistant|>\n"
+    )
+    resolved("plain", None, {"chat_template": "{{ messages[-1].content }}!"})
+    assert (
+        encode_messages(load_base(directory).tokenizer, [{"role": "user", "content": "a"}])
+        == (tiny_tokenizer()("a!")["input_ids"])
+    )
+
+
+def test_a_chat_template_that_cannot_be_used(tiny_path: Path) -> None:
+    message = fails(str(tiny_path), None, {"chat_template": "{% for m in messages %}"})
+    assert message.startswith("model.tokenizer.chat_template: ")
+    assert message.endswith("(use Jinja, or one of tulu)")
+    assert "leaves the prompt out" in fails(str(tiny_path), None, {"chat_template": "tulip"})
 
 
 # -- packages ----------------------------------------------------------------------------------

@@ -83,8 +83,8 @@ def rows(files: Mapping[Path, int | None]) -> pd.DataFrame:
             found.append((number, path.name, str(user), prompts[text], *pair, GROUPS[user - 1]))
     if equal or again:
         say(
-            f"ingest: psoups: {equal + again} comparisons left out: {again} that came before, {equal} "
-            f"between equal answers; {len(found)} remain"
+            f"ingest: psoups: {equal + again} comparisons left out: {again} that came before, "
+            f"{equal} between equal answers; {len(found)} remain"
         )
     names = ["row", "source", "user_id", "prompt", "chosen", "rejected", "group"]
     return typed_rows(pd.DataFrame(found, columns=names).assign(unseen=False))

@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 from prlhf.errors import UserError
 from prlhf.io import write_json
 from prlhf.models.base import SOURCE, loading, quiet_transformers
+from prlhf.models.tokenizer import OWN, TokenizerSource, put_tokenizer
 from prlhf.progress import say
 
 DOWNLOADS = Path(".cache/downloads")
@@ -50,12 +51,15 @@ BUILTIN = {
 }
 
 
-def resolve(name: str, revision: str | None, directory: Path) -> dict[str, Any]:
+def resolve(
+    name: str, revision: str | None, directory: Path, tokenizer: TokenizerSource = OWN
+) -> dict[str, Any]:
     """Write model and tokenizer `name` to an existing, empty directory.
 
     Args:
         name: a name in `BUILTIN`, a local directory, or a hub id `org/name`.
         revision: commit or tag; required for a hub id, unused otherwise.
+        tokenizer: in place of the model's own.
         directory: where `config.json`, weights and tokenizer go, and the returned record as
             `prlhf_source.json`.
 
@@ -64,8 +68,10 @@ def resolve(name: str, revision: str | None, directory: Path) -> dict[str, Any]:
 
     Raises:
         UserError: the name is unknown, a file is missing or differs from its hash, the network is
-            needed and absent, or the model is not a causal language model.
+            needed and absent, the model is not a causal language model, or the tokenizer does not
+            suit it.
     """
+    own = tokenizer.name is None
     quiet_transformers()
     if name in BUILTIN:
         record = _from_package(name, BUILTIN[name], directory)
@@ -81,7 +87,9 @@ def resolve(name: str, revision: str | None, directory: Path) -> dict[str, Any]:
             else f"use {', '.join(BUILTIN)}, a hub id (org/name) or a directory with config.json",
         )
     else:
-        record = _from_hub(name, revision, directory)
+        record = _from_hub(name, revision, directory, own=own)
+    if given := put_tokenizer(tokenizer, directory):
+        record["tokenizer"] = given
     write_json(directory / SOURCE, record)
     return record
 
@@ -211,7 +219,6 @@ def _from_directory(source: Path, directory: Path) -> dict[str, Any]:
 def _check(directory: Path) -> None:
     """Load once, so that a wrong model stops here and not hours later."""
     with loading("is no causal language model", where="model.name"):
-        AutoTokenizer.from_pretrained(directory, local_files_only=True)
         _load(directory, local_files_only=True)
 
 
@@ -232,7 +239,8 @@ def _load(name: str | Path, **options: Any) -> PreTrainedModel:
 # -- the Hugging Face hub ----------------------------------------------------------------------
 
 
-def _from_hub(name: str, revision: str | None, directory: Path) -> dict[str, Any]:
+def _from_hub(name: str, revision: str | None, directory: Path, *, own: bool) -> dict[str, Any]:
+    """The model, and its `own` tokenizer unless another one is to be used."""
     if revision is None:
         raise UserError(
             f"{name} comes from the hub, and its revision is not pinned",
@@ -247,8 +255,12 @@ def _from_hub(name: str, revision: str | None, directory: Path) -> dict[str, Any
     ):
         # Cached files lie in snapshots/<commit>/, whatever name the revision was given by.
         commit = Path(cached_file(name, "config.json", revision=revision)).parent.name
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=commit)
-        model = _load(name, revision=commit)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+        _load(name, revision=commit).save_pretrained(directory)
+    if own:
+        with loading(
+            f"the tokenizer of {name} cannot be fetched or loaded",
+            where="model.name",
+            fix="check the network, or set model.tokenizer.name to a model that has the same one",
+        ):
+            AutoTokenizer.from_pretrained(name, revision=commit).save_pretrained(directory)
     return {"kind": "hub", "name": name, "revision": revision, "commit": commit}

@@ -9,6 +9,26 @@ from pydantic import Field
 from prlhf.params.section import Section
 
 
+class TokenizerParams(Section):
+    """`model.tokenizer`: for models that were published without one, or without a chat template."""
+
+    name: str | None = Field(
+        min_length=1,
+        description="Whose tokenizer to use: a hub id (`org/name`) or a local directory; null for "
+        "the model's own.",
+    )
+    revision: str | None = Field(
+        description="Commit hash or tag; required for a hub id. The commit it resolves to is "
+        "recorded beside the model.",
+    )
+    chat_template: str | None = Field(
+        min_length=1,
+        description="How messages become a text, in Jinja, or the name of a form that is known "
+        "(`tulu`); null for the tokenizer's own. Without any, prompts are read as they are, and "
+        "messages one below the other.",
+    )
+
+
 class ModelParams(Section):
     """`model`: the frozen base language model."""
 
@@ -22,6 +42,7 @@ class ModelParams(Section):
         description="Commit hash or tag; required for a hub id. The commit it resolves to is "
         "recorded beside the model.",
     )
+    tokenizer: TokenizerParams
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
         description="Precision of the frozen weights. `auto` is bfloat16 on CUDA and float32 on "
         "CPUs, where bfloat16 can be many times slower. `nf4` is 4 bits a weight, computed in "

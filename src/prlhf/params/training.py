@@ -61,8 +61,8 @@ class MethodParams(Section):
     kind: Literal["uniform", "individual", "cluster", "group"] = Field(
         description="The preference assumption. `uniform`: no user tokens, plain DPO; "
         "`individual`: an offset per user; `cluster`: a mixture of K cluster embeddings per user; "
-        "`group`: no user tokens, but an adapter for each known group of users, each trained for "
-        "as many steps as the other methods."
+        "`group`: no user tokens, but an adapter for each known group of users, each trained on "
+        "its group's pairs, `train.epochs` passes over them and `train.max_steps` steps at most."
     )
     text: bool = Field(
         description="Whether it reads `user_text`, what is known of the user in words, in front of "

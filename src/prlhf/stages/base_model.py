@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from prlhf.io import atomic_path
 from prlhf.models.resolve import resolve
+from prlhf.models.tokenizer import TokenizerSource
 from prlhf.progress import say
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def run(*, model: ModelParams) -> None:
     Raises:
         UserError: see `prlhf.models.resolve.resolve`.
     """
+    tokenizer = TokenizerSource(**model.tokenizer.model_dump())
     with atomic_path(OUTPUT, directory=True) as directory:
-        record = resolve(model.name, model.revision, directory)
+        record = resolve(model.name, model.revision, directory, tokenizer)
     pinned = record.get("commit") or record.get("sha256")
     say(f"base_model: {record['name']} ({record['kind']}, {str(pinned)[:12]})")

@@ -59,7 +59,8 @@ def train_groups(
 ) -> tuple[PersonalizedLM, pd.DataFrame]:
     """Train an adapter on each group's own pairs, as plain DPO would, one after the other.
 
-    Every group gets all the steps that a method gets, so K groups cost K times as much.
+    Each is trained for all epochs of its group's pairs, `train.max_steps` steps at most. Where that
+    limit holds for all methods, K groups cost up to K times as much as one of them.
 
     Args:
         users: who is of which group.
