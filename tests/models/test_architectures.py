@@ -37,11 +37,13 @@ from transformers import (
 )
 
 import naive
-from personal import enliven, gradients, personalise
+from personal import enliven, gradients, personalise, random_user_model
 from prlhf.data.contract import canonical_prompt
-from prlhf.models.base import BaseModel, load_base, without_dropout
+from prlhf.errors import UserError
+from prlhf.models.base import BaseModel, Encoder, load_base, without_dropout
 from prlhf.models.generation import Sampling
 from prlhf.models.packing import Row, takes_tree_mask
+from prlhf.models.personalized import PersonalizedLM
 from tiny import tiny_tokenizer
 
 IDS: dict[str, Any] = {"vocab_size": 258, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
@@ -219,6 +221,17 @@ def test_dropout_is_there_before_it_is_switched_off() -> None:
 def test_a_window_matters_only_to_texts_that_are_longer(longest: int, shares: bool) -> None:
     model = MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=WINDOW)).eval()
     assert takes_tree_mask(model, longest) == shares
+
+
+def test_texts_longer_than_the_model_are_refused() -> None:
+    base = BaseModel(opt().eval(), tiny_tokenizer(), Path(), {})
+    users = random_user_model("individual", base.hidden_size)
+    lm = PersonalizedLM(base, base.model, users, Encoder(base.tokenizer, 200, 54))
+    ids = list(range(2, 202))
+    row = Row(1, ids, [ids[:54], ids[:54]])
+    assert lm.score([row], label="test").logps.isfinite().all(), "the last position, too"
+    with pytest.raises(UserError, match="can take 257 tokens, and the model has 256 positions"):
+        PersonalizedLM(base, base.model, users, Encoder(base.tokenizer, 200, 55))
 
 
 def test_recurrent_models_cannot_share_prompts() -> None:

@@ -230,3 +230,13 @@ def test_the_prefix_is_the_user_and_then_the_prompt(lm: PersonalizedLM) -> None:
         ]
     )
     torch.testing.assert_close(got, expected)
+
+
+def test_an_answer_for_which_there_is_no_room(lm: PersonalizedLM) -> None:
+    decode(lm, Sampling(max_new_tokens=2, temperature=0.0), prompts=[[33] * 20], users=[1])
+    with pytest.raises(UserError) as caught:
+        decode(lm, Sampling(max_new_tokens=2027, temperature=0.0))
+    assert str(caught.value) == (
+        "params.yaml: a prompt and its answer can take 2049 tokens, and the model has 2048 "
+        "positions (lower generate.max_new_tokens or tokens.max_prompt)"
+    )

@@ -164,6 +164,29 @@ def loading(problem: str, *, where: str | Path, fix: str | None = None) -> Itera
         raise UserError(f"{problem}: {first_line}", where=where, fix=fix) from error
 
 
+def require_positions(model: PreTrainedModel, needed: int, what: str, *, fix: str) -> None:
+    """Check that a text can be as long as it may become.
+
+    Beyond its positions a model with learned ones has no embedding, and another one no sense.
+
+    Args:
+        model: says in its configuration how many positions it has, if that is limited.
+        needed: how many the longest text takes.
+        what: whose they are.
+        fix: what to do about it.
+
+    Raises:
+        UserError: the model has fewer.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"{what} can take {needed} tokens, and the model has {limit} positions",
+            where="params.yaml",
+            fix=fix,
+        )
+
+
 def without_dropout(model: PreTrainedModel) -> None:
     """Switch the base model's own dropout off for good.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from prlhf import distributed
+from prlhf.models.base import require_positions
 from prlhf.progress import Progress
 
 
@@ -78,7 +79,16 @@ def complete(
 
     Returns:
         One completion per row, in the order given.
+
+    Raises:
+        UserError: the longest prefix and answer are more than the model has positions.
     """
+    require_positions(
+        model,
+        max(lengths, default=0) + sampling.max_new_tokens,
+        "a prompt and its answer",
+        fix="lower generate.max_new_tokens or tokens.max_prompt",
+    )
     order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
     config = sampling.config(eos, pad=eos)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

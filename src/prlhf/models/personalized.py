@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from prlhf import distributed
 from prlhf.data.contract import canonical_prompt
 from prlhf.errors import UserError
-from prlhf.models.base import BaseModel, Encoder, load_base
+from prlhf.models.base import BaseModel, Encoder, load_base, require_positions
 from prlhf.models.generation import Completion, Sampling, complete
 from prlhf.models.logps import check_head, softcap_of, sum_by_owner, token_logps
 from prlhf.models.lora import load_adapters, save_adapters
@@ -86,9 +86,14 @@ class PersonalizedLM(nn.Module):
         self.encoder = encoder
         self.about = about or {}
         check_head(self.causal_lm)
-        self.shares_prompts = takes_tree_mask(
-            self.causal_lm, self.user_model.tokens + encoder.longest
+        longest = self.user_model.tokens + encoder.longest
+        require_positions(
+            self.causal_lm,
+            longest,
+            "a user's tokens and text, a prompt and a response",
+            fix="lower tokens.max_prompt or tokens.max_response",
         )
+        self.shares_prompts = takes_tree_mask(self.causal_lm, longest)
         if not self.shares_prompts:
             say("this architecture takes no tree mask: prompts are computed once per response")
 
