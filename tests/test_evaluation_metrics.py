@@ -218,6 +218,8 @@ def test_win_rates_by_hand():
         "tie": pytest.approx(2 / 6, abs=1e-6),
         "win_rate": 1.0,
         "comparisons": 6,
+        "macro": pytest.approx((0.75 + 0.75 + 1) / 3, abs=1e-6),
+        "worst_user": 0.75,
         "groups": {
             "longer": {"win": 0.5, "loss": 0.0, "tie": 0.5, "win_rate": 1.0, "comparisons": 4},
             "shorter": {"win": 1.0, "loss": 0.0, "tie": 0.0, "win_rate": 1.0, "comparisons": 2},
@@ -231,6 +233,18 @@ def test_win_rates_by_hand():
     assert base["groups"]["longer"]["loss"] == 0.25
     # The generic answers are the base model's: ties only, so no win rate.
     assert base["unseen"] == {"win": 0.0, "loss": 0.0, "tie": 1.0, "comparisons": 4}
+    assert (base["macro"], base["worst_user"]) == (pytest.approx((1 + 0.5 + 1) / 3, abs=1e-6), 0.5)
+    # Of three users the interval is over users; that of the worst keeps them.
+    spread = metrics["interval"]["win_rate"]["pdpo_vs_base"]
+    assert spread["macro"] == {"low": 0.5, "high": 1.0}
+    assert (spread["worst_user"]["low"], spread["worst_user"]["high"]) == (0.0, 1.0)
+
+
+def test_each_users_share_of_wins_stands_in_the_table_of_users():
+    table = tables.per_user(small_evaluation()).set_index("user_id")
+    # Dee is only known by her choices among held-out pairs; Eve has none of those.
+    assert table["score_pdpo_vs_dpo"].to_dict() == {"ann": 0.75, "bob": 0.75, "cas": 1, "dee": 1}
+    assert table["score_pdpo_vs_base"].to_dict() == {"ann": 1, "bob": 0.5, "cas": 1, "dee": 0.5}
 
 
 def test_lengths_and_fluency_by_hand():
@@ -396,6 +410,7 @@ def test_per_user_table():
     assert list(table.columns) == [
         "user_id", "group", "seen", "pairs",
         "accuracy_dpo", "accuracy_dpo_generic", "accuracy_pdpo", "accuracy_pdpo_generic",
+        "score_pdpo_vs_base", "score_pdpo_vs_dpo",
     ]  # fmt: skip
     assert list(table["user_id"]) == ["ann", "bob", "cas", "dee"]
     cas = table.set_index("user_id").loc["cas"]

@@ -13,6 +13,7 @@ from prlhf.evaluation.comparisons import (
     comparisons,
     judge,
     judge_choices,
+    meetings,
     some_users,
     verdicts,
 )
@@ -85,6 +86,38 @@ def test_each_user_meets_what_the_other_methods_give_everybody():
     # The base model answered another prompt; the personalised generic answer to it is missing.
     assert (table["other"] == "base").sum() == 6
     assert set(table["method"]) == {"pdpo"}
+
+
+def test_personalised_methods_meet_once():
+    order = {"base": False, "prompted": True, "dpo": False, "pdpo": True, "pdpo_text": True}
+    assert meetings(order) == [
+        ("pdpo", "base"),
+        ("pdpo", "dpo"),
+        ("pdpo", "pdpo_text"),
+        ("pdpo", "prompted"),
+        ("pdpo_text", "base"),
+        ("pdpo_text", "dpo"),
+        ("pdpo_text", "prompted"),
+        ("prompted", "base"),
+        ("prompted", "dpo"),
+    ]
+    told = [
+        ("user", "ann", "longer", "p1", "told ann", "healthy"),
+        ("user", "cas", "shorter", "p2", "told cas", "healthy"),
+        ("unseen", "eve", "longer", "p1", "told eve", "healthy"),
+        ("generic", None, None, "p1", "nobody", "degenerate"),
+    ]
+    texts = {**measured(), "prompted": answers(told)}
+    table = comparisons(texts, order, UNSEEN)
+    between = table[(table["method"] == "pdpo") & (table["other"] == "prompted")]
+    # Where both answered a user: under p1 Ann and, unknown to pdpo, Eve.
+    assert between[[*KEYS[2:], "first", "second", "second_state"]].to_numpy().tolist() == [
+        ["ann", "longer", "p1", True, "a b c", "told ann", "healthy"],
+        ["eve", "longer", "p1", False, "a", "told eve", "healthy"],
+    ]
+    assert len(table[(table["method"] == "prompted") & (table["other"] == "dpo")]) == 2
+    without = comparisons({k: v for k, v in texts.items() if k != "prompted"}, order, UNSEEN)
+    pd.testing.assert_frame_equal(without, comparisons(measured(), ORDER, UNSEEN))
 
 
 def test_without_a_personalised_method_nothing_meets():

@@ -1,8 +1,8 @@
 """The comparisons behind win rates: which answers meet, and which judge is asked about them.
 
 Every answer that a user gets from a personalised method meets the answer that the same user gets
-from each other method. An empty or degenerate answer loses, and two that are equal tie, before any
-judge is asked.
+from each other method; two personalised methods meet once. An empty or degenerate answer loses, and
+two that are equal tie, before any judge is asked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from prlhf.evaluation.answers import PROMPTED
 from prlhf.evaluation.fluency import HEALTHY
 from prlhf.evaluation.judges import QUESTION_COLUMNS
 
@@ -29,6 +30,22 @@ CHOICE_KEYS = ("pair_id", "prompt_id", "user_id", "group")
 """What names a held-out choice of a user's."""
 
 
+def meetings(personalised: Mapping[str, bool]) -> list[tuple[str, str]]:
+    """The pairs of methods whose answers meet.
+
+    Args:
+        personalised: The methods in reading order, and whether each is personalised.
+
+    Returns:
+        `(method, other)`: every personalised method with each that is not, and with each
+        personalised one behind it; what users say, without any tuning, is behind all of them.
+    """
+    own = [name for name in personalised if personalised[name]]
+    own.sort(key=lambda name: name == PROMPTED)
+    generic = [name for name in personalised if not personalised[name]]
+    return [(name, other) for i, name in enumerate(own, 1) for other in [*generic, *own[i:]]]
+
+
 def comparisons(
     measured: Mapping[str, pd.DataFrame],
     personalised: Mapping[str, bool],
@@ -38,36 +55,47 @@ def comparisons(
 
     Args:
         measured: Generated texts of each method with their measures (`fluency.measure`).
-        personalised: Whether each method is personalised; the order of the result.
+        personalised: The methods in reading order, and whether each is personalised.
         unseen_users: `user_id, group` of users held out of training, who get answers of their own
             from a method that reads what they say of themselves, and generic ones from others.
 
     Returns:
         `KEYS`, `prompt`, `first` and `second` (the answers of `method` and of `other`) and
-        `first_state` and `second_state` (see `fluency.measure`).
+        `first_state` and `second_state` (see `fluency.measure`); in the order of `meetings`.
     """
     import pandas as pd
 
+    served = {
+        name: _served(table, unseen_users) for name, table in measured.items() if personalised[name]
+    }
     parts = []
-    for name in (name for name in measured if personalised[name]):
-        table = measured[name]
-        own = table[table["condition"] == "user"].assign(seen=True)
-        unseen = _to_unseen(table, unseen_users).assign(seen=False)
-        columns = ["user_id", "group", "prompt_id", "prompt", "seen", "text", "state"]
-        served = [part[columns] for part in (own, unseen) if len(part)]
-        for other in (other for other in measured if not personalised[other] and served):
-            theirs = measured[other]
-            theirs = theirs.loc[theirs["condition"] == "generic", ["prompt_id", "text", "state"]]
-            both = pd.concat(served, ignore_index=True).merge(
-                theirs, on="prompt_id", suffixes=("", "_other")
-            )
-            parts.append(both.assign(method=name, other=other))
+    for name, other in meetings({name: personalised[name] for name in measured}):
+        if other in served:
+            columns, keys = ["user_id", "seen", "prompt_id", "text", "state"], 3
+            theirs = served[other][columns]
+        else:
+            columns, keys = ["prompt_id", "text", "state"], 1
+            theirs = measured[other].loc[measured[other]["condition"] == "generic", columns]
+        both = served[name].merge(theirs, on=columns[:keys], suffixes=("", "_other"))
+        parts.append(both.assign(method=name, other=other))
     names = {"text": "first", "text_other": "second"}
     names |= {"state": "first_state", "state_other": "second_state"}
     columns = [*KEYS, "prompt", "first", "second", "first_state", "second_state"]
     if not parts:
         return pd.DataFrame(columns=columns)
     return pd.concat(parts, ignore_index=True).rename(columns=names)[columns]
+
+
+def _served(measured: pd.DataFrame, unseen_users: pd.DataFrame) -> pd.DataFrame:
+    """The texts that seen and unseen users get from a personalised method."""
+    import pandas as pd
+
+    own = measured[measured["condition"] == "user"].assign(seen=True)
+    unseen = _to_unseen(measured, unseen_users).assign(seen=False)
+    columns = ["user_id", "group", "prompt_id", "prompt", "seen", "text", "state"]
+    # Of two tables one of which has no rows, pandas would not keep the types.
+    parts = [part[columns] for part in (own, unseen) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else own[columns]
 
 
 def _to_unseen(measured: pd.DataFrame, users: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prlhf.evaluation import accuracy, answers, fluency, wins
+from prlhf.evaluation.comparisons import meetings
 from prlhf.evaluation.measured import Tables, Thresholds, measure, reading_order
 from prlhf.evaluation.statistics import Bootstrap, Floats, ratio
 from prlhf.evaluation.tree import MetricTree, by_prompt
@@ -36,6 +37,7 @@ class Evaluation:
         users: `accuracy.per_user` of every method, with column `method`.
         measured: Generated texts of each method with their measures (`fluency.measure`).
         given: The texts of each method that seen users get (`answers.answers_to_users`).
+        wins: `wins.by_user` of all comparisons; None without a judge.
     """
 
     metrics: dict[str, Any]
@@ -44,6 +46,7 @@ class Evaluation:
     users: pd.DataFrame
     measured: dict[str, pd.DataFrame]
     given: dict[str, pd.DataFrame]
+    wins: pd.DataFrame | None = None
 
 
 def evaluate(
@@ -101,9 +104,8 @@ def evaluate(
         )
     else:
         wins.put_agreement(tree, verdicts)
-        for name in (name for name in measured if personalised[name]):
-            for other in (name for name in measured if not personalised[name]):
-                wins.put_win_rates(tree, verdicts, name, other, notes)
+        for name, other in meetings({name: personalised[name] for name in measured}):
+            wins.put_win_rates(tree, verdicts, name, other, notes)
         wins.put_judges(tree, verdicts)
     return Evaluation(
         metrics=tree.result(),
@@ -112,6 +114,7 @@ def evaluate(
         users=users,
         measured=measured,
         given=given,
+        wins=None if verdicts is None else wins.by_user(verdicts.comparisons),
     )
 
 

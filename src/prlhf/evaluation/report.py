@@ -150,7 +150,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
         "fluency": _fluency_table(metrics, names, personalised),
         "user_accuracy": plots.user_accuracy(inputs.users, names),
         "wins": [svg for pair in drawn if (svg := plots.wins(metrics, pair, names))],
-        "win_rates": _win_table(metrics, pairs, names, groups) if len(pairs) > len(drawn) else None,
+        "win_rates": _win_table(metrics, pairs, names, groups) if pairs else None,
         "lengths": plots.lengths(inputs.lengths, names),
         "maps": [(name, svg) for name, svg in maps if svg],
         "curves": curves.training(inputs.curves, names),
@@ -250,11 +250,12 @@ def _win_table(
     for pair in pairs:
         name, _, other = pair.rpartition("_vs_")
         cells = [_share(metrics, "win_rate", pair, *path, "win_rate") for _, path in columns]
-        cells.append(_share(metrics, "win_rate", pair, "tie"))
+        cells += [_share(metrics, "win_rate", pair, key) for key in ("tie", "macro", "worst_user")]
         head = f"{method_label(name)} against {method_label(other)}"
         rows.append((head, plots.method_colour(name, names), cells))
     heads = [head for head, _ in columns]
-    return Table("Win rates: wins among decided comparisons", ["", *heads, "Ties"], rows)
+    caption = "Win rates: wins among decided comparisons; user by user, ties counted half"
+    return Table(caption, ["", *heads, "Ties", "Mean of users", "Worst user"], rows)
 
 
 def _fluency_table(

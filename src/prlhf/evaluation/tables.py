@@ -20,10 +20,11 @@ MAX_POINTS = 5_000
 
 
 def per_user(evaluation: Evaluation) -> pd.DataFrame:
-    """One row per user: `user_id, group, seen, pairs` and the accuracy of every method.
+    """One row per user: `user_id, group, seen, pairs`, and how every method does.
 
     `accuracy_<method>` is the user's accuracy as the user is served; `accuracy_<method>_generic`
-    that of the same method serving the user as an unknown one.
+    that of the same method serving the user as an unknown one. `score_<method>_vs_<other>` is the
+    share of answers that the judge prefers to the other method's, ties counted half.
     """
     import pandas as pd
 
@@ -37,6 +38,10 @@ def per_user(evaluation: Evaluation) -> pd.DataFrame:
             rows = part[part["method"] == name]
             if len(rows):
                 table[f"accuracy_{name}{suffix}"] = rows.set_index("user_id")["accuracy"]
+    if evaluation.wins is not None:
+        scores = evaluation.wins["score"].droplevel("seen")
+        for method, other in scores.index.droplevel("user_id").unique():
+            table[f"score_{method}_vs_{other}"] = scores.loc[method, other]
     return table.reset_index().sort_values(
         ["seen", "group", "user_id"], ascending=[False, True, True], ignore_index=True
     )

@@ -50,6 +50,23 @@ def _with_agreement(choices: pd.DataFrame, column: str) -> pd.DataFrame:
     return pairs.assign(agree=(pairs[column].astype(float) + 1.0) / 2.0)
 
 
+def by_user(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """How the comparisons with a verdict went for each user.
+
+    Returns:
+        Indexed by `method, other, user_id, seen`: `wins`, `ties` and `losses`, and `score`, the
+        share of wins with ties counted half.
+    """
+    rows = comparisons[comparisons["verdict"].notna()]
+    outcomes = {
+        name: rows["verdict"] == outcome
+        for name, outcome in zip(("wins", "ties", "losses"), OUTCOMES, strict=True)
+    }
+    keys = ["method", "other", "user_id", "seen"]
+    table = rows[keys].assign(**outcomes).groupby(keys, sort=True).sum().astype("int64")
+    return table.assign(score=(table["wins"] + table["ties"] / 2) / table.sum(axis=1))
+
+
 def put_win_rates(
     tree: MetricTree, verdicts: Verdicts, name: str, other: str, notes: list[str]
 ) -> None:
@@ -73,6 +90,10 @@ def put_win_rates(
         )
         return
     _put_win_rate(tree, at, compared)
+    users = by_user(compared)
+    tree.put((*at, "macro"), tree.bootstrap.mean(users["score"]))
+    worst = tree.bootstrap.minimum(users["losses"], users["ties"], users["wins"])
+    tree.put((*at, "worst_user"), worst)
     for group, part in compared.groupby("group", sort=True):
         _put_win_rate(tree, (*at, "groups", str(group)), part)
     if not unseen.empty:
