@@ -40,7 +40,7 @@ def per_user(evaluation: Evaluation) -> pd.DataFrame:
                 table[f"accuracy_{name}{suffix}"] = rows.set_index("user_id")["accuracy"]
     if evaluation.wins is not None:
         scores = evaluation.wins["score"].droplevel("seen")
-        for method, other in scores.index.droplevel("user_id").unique():
+        for method, other in dict.fromkeys((name, other) for name, other, _ in scores.index):
             table[f"score_{method}_vs_{other}"] = scores.loc[method, other]
     return table.reset_index().sort_values(
         ["seen", "group", "user_id"], ascending=[False, True, True], ignore_index=True
