@@ -14,7 +14,7 @@ from prlhf.evaluation.comparisons import (
     judge,
     judge_choices,
     meetings,
-    some_users,
+    strangers,
     verdicts,
 )
 from prlhf.evaluation.judges import ORACLES
@@ -185,10 +185,22 @@ def test_a_costly_judge_is_asked_about_a_sample_of_choices():
 
 
 def test_held_out_users_are_spread_over_their_groups():
-    users = pd.DataFrame({"user_id": list("abcdef"), "group": list("xxyyzz")})
-    assert some_users(users, None)["user_id"].tolist() == list("abcdef")
-    assert some_users(users, 6)["user_id"].tolist() == list("abcdef")
-    assert some_users(users.iloc[::-1], 3)["group"].tolist() == ["x", "y", "z"]
+    users = pd.DataFrame({"user_id": list("abcdef"), "group": list("xxyyzz"), "seen": False})
+    users.loc[6] = ["known", "x", True]
+    assert strangers(users, [], None)["user_id"].tolist() == list("abcdef")
+    assert strangers(users, [], 6)["user_id"].tolist() == list("abcdef")
+    assert strangers(users.iloc[::-1], [], 3)["group"].tolist() == ["x", "y", "z"]
+
+
+def test_held_out_users_are_those_whom_every_method_answered():
+    users = pd.DataFrame({"user_id": list("abcdef"), "group": None, "seen": False})
+    everybody, some, others = (
+        answers([("unseen", user, None, "p1", "a", "healthy") for user in answered])
+        for answered in ("", "fca", "bcf")
+    )
+    assert strangers(users, [everybody], None)["user_id"].tolist() == list("abcdef")
+    assert strangers(users, [everybody, some], None)["user_id"].tolist() == list("acf")
+    assert strangers(users, [some, others], 5)["user_id"].tolist() == list("cf")
 
 
 def test_comparisons_without_a_verdict_are_no_ties():

@@ -7,7 +7,7 @@ two that are equal tie, before any judge is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,9 +107,24 @@ def _to_unseen(measured: pd.DataFrame, users: pd.DataFrame) -> pd.DataFrame:
     return users[["user_id", "group"]].merge(generic, how="cross")
 
 
-def some_users(users: pd.DataFrame, most: int | None) -> pd.DataFrame:
-    """All users, or `most` of them, evenly spread over the table sorted by group and id."""
-    ordered = users.sort_values(["group", "user_id"], ignore_index=True)
+def strangers(
+    users: pd.DataFrame, generated: Iterable[pd.DataFrame], most: int | None
+) -> pd.DataFrame:
+    """The users held out of training for whom answers are judged.
+
+    A method that reads what users say may have answered a part of them: all are judged for those.
+
+    Args:
+        users: The prepared users table.
+        generated: Generated texts of each method.
+        most: How many at most; None for all. They are evenly spread over groups and ids.
+    """
+    unseen = users.loc[~users["seen"].astype(bool), ["user_id", "group"]]
+    for table in generated:
+        answered = table.loc[table["condition"] == "unseen", "user_id"]
+        if len(answered):
+            unseen = unseen[unseen["user_id"].isin(answered)]
+    ordered = unseen.sort_values(["group", "user_id"], ignore_index=True)
     if most is None or len(ordered) <= most:
         return ordered
     return ordered.iloc[np.linspace(0, len(ordered) - 1, most).round().astype(int)]

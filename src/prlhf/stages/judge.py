@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from prlhf.errors import UserError
-from prlhf.evaluation.comparisons import column_of, comparisons, judge_choices, some_users
+from prlhf.evaluation.comparisons import column_of, comparisons, judge_choices, strangers
 from prlhf.evaluation.comparisons import judge as judge_all
 from prlhf.evaluation.judges import Judge, get_oracle
 from prlhf.evaluation.measured import Tables, Thresholds, measure, reading_order
@@ -64,8 +64,8 @@ def run(*, seed: int, compare: CompareParams, judge: JudgeParams) -> None:
     }
     order = reading_order(tables)
     users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen"])
-    unseen = some_users(users[~users["seen"].astype(bool)], judge.unseen_users)
-    table = comparisons(measure(tables, list(order), thresholds, []), order, unseen)
+    measured = measure(tables, list(order), thresholds, [])
+    table = comparisons(measured, order, strangers(users, measured.values(), judge.unseen_users))
     judged = judge_all(table, judges)
     test = read_parquet(PREPARED / "test.parquet")
     ranks = test["pair_id"].map(lambda pair: content_hash(str(seed), "judge choices", str(pair)))

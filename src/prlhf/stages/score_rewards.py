@@ -9,7 +9,7 @@ import pandas as pd
 
 from prlhf import distributed
 from prlhf.data.contract import messages
-from prlhf.evaluation.comparisons import some_users
+from prlhf.evaluation.comparisons import strangers
 from prlhf.evaluation.rewarded import ABOUT, REWARDS, questions
 from prlhf.io import read_parquet, write_json, write_parquet
 from prlhf.models.load import BASE_PATH
@@ -39,9 +39,10 @@ def run(*, model: ModelParams, compare: CompareParams, unseen_users: int | None,
     )
     known = set(reward_model.user_model.users)
     users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen", "user_text"])
+    generated = {method: read_parquet(GENERATED / f"{method}.parquet") for method in compare.all}
     asked = questions(
-        {method: read_parquet(GENERATED / f"{method}.parquet") for method in compare.all},
-        some_users(users[~users["seen"].astype(bool)], unseen_users),
+        generated,
+        strangers(users, generated.values(), unseen_users),
         read_parquet(PREPARED / "test.parquet"),
     )
     asked = asked[asked["user_id"].isin(known)]
