@@ -133,7 +133,9 @@ class JudgeParams(Section):
         description="Other judges that judge the same, to compare them with the first."
     )
     unseen_users: int | None = Field(
-        ge=1, description="Held-out users judged for at most, evenly spread; null for all."
+        ge=1,
+        description="Held-out users judged for at most, evenly spread; null for all. Where a method "
+        "reads what users say, they are among those whom it answered (`generate.users`).",
     )
     degenerate_repetition: float = Field(
         gt=0,
