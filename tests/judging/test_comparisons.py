@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prlhf.evaluation.answers import meetings
 from prlhf.evaluation.comparisons import (
     KEYS,
     comparisons,
     judge,
     judge_choices,
-    meetings,
     strangers,
     verdicts,
 )

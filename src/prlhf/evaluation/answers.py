@@ -49,6 +49,22 @@ def method_order(names: Mapping[str, bool]) -> list[str]:
     )
 
 
+def meetings(personalised: Mapping[str, bool]) -> list[tuple[str, str]]:
+    """The pairs of methods whose answers meet.
+
+    Args:
+        personalised: The methods in reading order, and whether each is personalised.
+
+    Returns:
+        `(method, other)`: every personalised method with each that is not, and with each
+        personalised one behind it; what users say, without any tuning, is behind all of them.
+    """
+    own = [name for name in personalised if personalised[name]]
+    own.sort(key=lambda name: name == PROMPTED)
+    generic = [name for name in personalised if not personalised[name]]
+    return [(name, other) for i, name in enumerate(own, 1) for other in [*generic, *own[i:]]]
+
+
 def answers_to_users(measured: pd.DataFrame, groups: list[str]) -> pd.DataFrame:
     """The texts that seen users get from one method, each with the group of who gets it.
 

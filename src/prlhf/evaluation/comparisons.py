@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prlhf.evaluation.answers import PROMPTED
+from prlhf.evaluation.answers import meetings
 from prlhf.evaluation.fluency import HEALTHY
 from prlhf.evaluation.judges import QUESTION_COLUMNS
 
@@ -28,22 +28,6 @@ KEYS = ("method", "other", "user_id", "group", "prompt_id", "seen")
 
 CHOICE_KEYS = ("pair_id", "prompt_id", "user_id", "group")
 """What names a held-out choice of a user's."""
-
-
-def meetings(personalised: Mapping[str, bool]) -> list[tuple[str, str]]:
-    """The pairs of methods whose answers meet.
-
-    Args:
-        personalised: The methods in reading order, and whether each is personalised.
-
-    Returns:
-        `(method, other)`: every personalised method with each that is not, and with each
-        personalised one behind it; what users say, without any tuning, is behind all of them.
-    """
-    own = [name for name in personalised if personalised[name]]
-    own.sort(key=lambda name: name == PROMPTED)
-    generic = [name for name in personalised if not personalised[name]]
-    return [(name, other) for i, name in enumerate(own, 1) for other in [*generic, *own[i:]]]
 
 
 def comparisons(
@@ -61,7 +45,7 @@ def comparisons(
 
     Returns:
         `KEYS`, `prompt`, `first` and `second` (the answers of `method` and of `other`) and
-        `first_state` and `second_state` (see `fluency.measure`); in the order of `meetings`.
+        `first_state` and `second_state` (see `fluency.measure`), in the order of `meetings`.
     """
     import pandas as pd
 

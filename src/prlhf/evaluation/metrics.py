@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prlhf.evaluation import accuracy, answers, fluency, wins
-from prlhf.evaluation.comparisons import meetings
 from prlhf.evaluation.measured import Tables, Thresholds, measure, reading_order
 from prlhf.evaluation.statistics import Bootstrap, Floats, ratio
 from prlhf.evaluation.tree import MetricTree, by_prompt
@@ -104,7 +103,7 @@ def evaluate(
         )
     else:
         wins.put_agreement(tree, verdicts)
-        for name, other in meetings({name: personalised[name] for name in measured}):
+        for name, other in answers.meetings({name: personalised[name] for name in measured}):
             wins.put_win_rates(tree, verdicts, name, other, notes)
         wins.put_judges(tree, verdicts)
     return Evaluation(

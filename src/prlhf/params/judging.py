@@ -134,8 +134,8 @@ class JudgeParams(Section):
     )
     unseen_users: int | None = Field(
         ge=1,
-        description="Held-out users judged for at most, evenly spread; null for all. Where a method "
-        "reads what users say, they are among those whom it answered (`generate.users`).",
+        description="Held-out users judged for at most, evenly spread; null for all. Where a "
+        "method reads what users say, they are among those whom it answered (`generate.users`).",
     )
     degenerate_repetition: float = Field(
         gt=0,
