@@ -122,6 +122,20 @@ def chosen_shortfall(chosen: Tensor, ref_chosen: Tensor, tokens: Tensor) -> Tens
     return torch.relu(ref_chosen - chosen) / tokens.clamp_min(1)
 
 
+def mixed_reward(z: Tensor, directions: Tensor, weights: Tensor) -> Tensor:
+    """r(x, y, u) = z(x, y) . sum_k softmax(w_u)_k v_k, the reward that is linear in features.
+
+    Args:
+        z: features of R texts, or their differences, float [R, r].
+        directions: v_k, float [K, r].
+        weights: w_u of each text's user, float [R, K].
+
+    Returns:
+        float [R].
+    """
+    return (z * (torch.softmax(weights, dim=-1) @ directions)).sum(-1)
+
+
 def reward_loss(
     difference_user: Tensor | None, difference_generic: Tensor | None, *, alpha: float
 ) -> Tensor:

@@ -16,6 +16,22 @@ print(*model.reward(["a?", "a?"], ["ash", "bay cob"], [user, None]))
 """
 
 
+PRETRAINED = """
+from prlhf.models.feature_reward import FeatureRewardModel
+
+model = FeatureRewardModel.from_pretrained("models/user_model/reward_model")
+print(*model.reward(["a?"] * 3, ["ash"] * 3, [*model.users[:2], None]))
+"""
+
+
+def test_the_reward_model_of_pretraining_can_be_asked(finished: Project):
+    rewards = finished.run("python", "-c", PRETRAINED).out.split()
+    assert len({float(reward) for reward in rewards}) == 3
+    card = finished.json("models/user_model/reward_model/reward_model.json")
+    assert card["accuracy"] == finished.json("reports/pretrain.json")["accuracy"]
+    assert card["tokens"] == {"max_prompt": 64, "max_response": 48}
+
+
 def test_a_reward_model_is_trained_when_it_is_asked_for(project: Project):
     before = project.digests("models/pdpo", "reports/metrics.json")
     project.set({"reward_models": ["pdpo"], "train_reward_model.max_steps": 6})

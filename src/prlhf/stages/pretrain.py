@@ -11,6 +11,7 @@ import torch
 
 from prlhf.io import atomic_path, read_parquet, write_json
 from prlhf.models.base import load_base
+from prlhf.models.feature_reward import FeatureReward, save_feature_reward
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.progress import say
 from prlhf.training.adapted import encoder_of
@@ -37,6 +38,8 @@ PREPARED: Final = Path("data/prepared")
 REFERENCE: Final = Path("data/reference")
 OUTPUT: Final = Path("models/user_model")
 SUMMARY: Final = Path("reports/pretrain.json")
+REWARD_MODEL: Final = "reward_model"
+"""Directory in `OUTPUT` of what `pretrain.method: reward` fits."""
 
 
 def run(
@@ -49,7 +52,7 @@ def run(
     methods: Mapping[str, MethodParams],
     compare: CompareParams,
 ) -> None:
-    """Write `models/user_model` and `reports/pretrain.json`."""
+    """Write `models/user_model`, the reward model in it, and `reports/pretrain.json`."""
     tables = {
         split: read_parquet(PREPARED / f"{split}.parquet") for split in ("train", "validation")
     }
@@ -65,6 +68,7 @@ def run(
     }
     pretrained = Pretrained(users, options)
     report: dict[str, Any] = {"method": pretrain.method}
+    fitted = None
     if pretrain.method == "reward":
         fitted = train_reward_model(
             examples(tables["train"], reference),
@@ -118,6 +122,17 @@ def run(
             pretrained.trained[name] = lm.user_model.cpu()
     with atomic_path(OUTPUT, directory=True) as directory:
         pretrained.save(directory)
+        if fitted is not None:
+            (directory / REWARD_MODEL).mkdir()
+            save_feature_reward(
+                FeatureReward(fitted.projection, fitted.directions, fitted.weights),
+                directory / REWARD_MODEL,
+                users=users,
+                base=BASE,
+                max_prompt=tokens.max_prompt,
+                max_response=tokens.max_response,
+                about={"learned_from": "train", "accuracy": fitted.report["accuracy"]},
+            )
     write_json(SUMMARY, report)
 
 

@@ -19,7 +19,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from prlhf.objectives import reward_loss
+from prlhf.objectives import mixed_reward, reward_loss
 
 SHARPNESS = 3.0
 """First logit of a user's own cluster over the others: about 0.9 of the weight when K is 2 or 3."""
@@ -77,7 +77,7 @@ class RewardModel:
 
     def reward_differences(self, differences: Tensor, users: Tensor) -> Tensor:
         """r(x, y_w, u) - r(x, y_l, u) of feature differences [P, d] for user indices [P]."""
-        return _reward(differences @ self.projection, self.directions, self.weights[users])
+        return mixed_reward(differences @ self.projection, self.directions, self.weights[users])
 
 
 def train_reward_model(
@@ -139,10 +139,6 @@ def _accuracy(difference: Tensor) -> float:
     return float(((difference > 0).float() + 0.5 * (difference == 0).float()).mean())
 
 
-def _reward(z: Tensor, directions: Tensor, weights: Tensor) -> Tensor:
-    return (z * (torch.softmax(weights, dim=-1) @ directions)).sum(-1)
-
-
 def _projection(differences: Tensor, rank: int) -> Tensor:
     """Principal directions of the differences, scaled to unit variance: [d, r].
 
@@ -181,8 +177,8 @@ def _fit(
     generic = torch.zeros_like(train.users)
     for _ in range(options.steps):
         loss = reward_loss(
-            _reward(z, directions, weights[train.users]),
-            _reward(z, directions, weights[generic]),
+            mixed_reward(z, directions, weights[train.users]),
+            mixed_reward(z, directions, weights[generic]),
             alpha=options.alpha,
         ).mean()
         pull = (weights[0] - weights[1:].detach().mean(0)).pow(2).sum()
