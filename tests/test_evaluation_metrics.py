@@ -209,6 +209,23 @@ def test_costs_are_those_of_personalised_methods_on_pairs_that_both_scored():
     assert "other_vs_dpo" in result.metrics["accuracy_gain"]
 
 
+def test_gains_between_personalised_methods_are_over_the_same_users():
+    # Cas is told apart by one method: two of four right and one tie, against a half right.
+    better = pairs_table({"cas": [1.0, 2.0, 0.0, -1.0]})
+    worse = pairs_table({"cas": [1.0, 0.0, 0.0, -1.0]})
+    told = generated_table("pdpo_text", {"p0": MIDDLE}, {("ann", "longer"): {"p0": LONG}})
+    result = small_evaluation(
+        pdpo=Tables(small_generated(), None, better), pdpo_text=Tables(told, None, worse)
+    )
+    gains = result.metrics["accuracy_gain"]
+    assert set(gains) == {"pdpo_vs_dpo", "pdpo_text_vs_dpo", "pdpo_vs_pdpo_text"}
+    assert gains["pdpo_vs_pdpo_text"] == pytest.approx((0 + 0 + 0.125) / 3, abs=1e-6)
+    spread = result.metrics["interval"]["accuracy_gain"]["pdpo_vs_pdpo_text"]
+    # Two users without a difference, and one with.
+    assert (spread["low"], spread["high"]) == (0.0, 0.125)
+    assert result.metrics["win_rate"]["pdpo_vs_pdpo_text"]["comparisons"] == 1
+
+
 def test_win_rates_by_hand():
     metrics = small_evaluation().metrics
     # Against dpo: p0 LONG, p1 empty. ann: tie, win; bob: win, both bad: tie; cas: win, win.
@@ -467,3 +484,22 @@ def test_summary_fits_a_terminal():
     assert header[:3] == ["mean", "worst", "user"]
     assert "P-DPO against DPO, wins: 100% (ties 33%)" in text
     assert "P-DPO over DPO: +17 points" in text
+
+
+def test_a_summary_of_many_methods_compares_what_matters():
+    names = ["dpo_text", "pdpo", "pdpo_text", "prompted"]
+    pairs = [f"{one}_vs_{other}" for one in names for other in ("base", "dpo")]
+    pairs += ["pdpo_vs_dpo_text", "pdpo_vs_prompted", "dpo_text_vs_prompted"]
+    metrics = {"win_rate": {pair: {"win_rate": 0.75, "tie": 0.5} for pair in pairs}}
+    lines = [line for line in render(metrics).splitlines() if "wins:" in line]
+    assert [line.partition(",")[0] for line in lines] == [
+        "DPO + text against DPO",
+        "P-DPO against Base model",
+        "P-DPO against DPO",
+        "P-DPO against DPO + text",
+        "P-DPO against Prompted base",
+        "P-DPO + text against DPO",
+        "Prompted base against DPO",
+    ]
+    few = {"win_rate": {pair: metrics["win_rate"][pair] for pair in pairs[:6]}}
+    assert render(few).count("wins:") == 6

@@ -51,6 +51,9 @@ def test_all_methods_run_beside_each_other(project: Project):
         for place, name in enumerate(own, 1)
         for other in ["base", "dpo", *own[place:]]
     }
+    assert set(metrics["accuracy_gain"]) == {
+        f"{name}_vs_{other}" for place, name in enumerate(own, 1) for other in ["dpo", *own[place:]]
+    }
     with (project / "reports/per_user.csv").open() as file:
         users = list(csv.DictReader(file))
     seen = [float(user["score_pdpo_vs_prompted"]) for user in users if user["seen"] == "True"]

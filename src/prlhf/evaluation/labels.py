@@ -12,6 +12,7 @@ NAMES = {
     "prompted": "Prompted base",
     "dpo": "DPO",
     "dpo_text": "DPO + text",
+    "dpo_groups": "DPO per group",
     "pdpo": "P-DPO",
     "pdpo_individual": "P-DPO, individual",
     "pdpo_text": "P-DPO + text",

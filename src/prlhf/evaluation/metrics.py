@@ -77,7 +77,7 @@ def evaluate(
         notes.append("The data set names no preference groups: figures by group are left out.")
 
     _counts(tree, methods, test, unseen_users)
-    users = _accuracy(tree, methods, list(personalised), notes)
+    users = _accuracy(tree, methods, personalised, notes)
     for name, pairs in (reward_models or {}).items():
         of = f"reward model of {name}"
         _put_accuracy(tree, ("reward_models", name), _per_user(pairs, of, notes))
@@ -137,14 +137,17 @@ def _counts(
 
 
 def _accuracy(
-    tree: MetricTree, methods: Mapping[str, Tables], order: Sequence[str], notes: list[str]
+    tree: MetricTree,
+    methods: Mapping[str, Tables],
+    personalised: Mapping[str, bool],
+    notes: list[str],
 ) -> pd.DataFrame:
     """`accuracy` and `accuracy_gain`; returns the counts of every user under every method."""
     import pandas as pd
 
     tables: list[pd.DataFrame] = []
     macro: dict[str, pd.Series] = {}
-    for name in order:
+    for name in personalised:
         pairs = methods[name].pairs
         if pairs is None:
             continue
@@ -152,9 +155,11 @@ def _accuracy(
         tables.append(table.assign(method=name))
         seen = _put_accuracy(tree, ("accuracy", name), table)
         macro[name] = seen.set_index("user_id")["accuracy"]
-    for name in macro:
-        if answers.BASELINE in macro and name != answers.BASELINE:
-            _gain(tree, methods, name, macro[name] - macro[answers.BASELINE])
+    compared = [(name, answers.BASELINE) for name in macro if name != answers.BASELINE]
+    compared += answers.meetings({name: personalised[name] for name in macro})
+    for name, other in dict.fromkeys(compared):
+        if other in macro:
+            _gain(tree, methods, name, other, macro[name] - macro[other])
     if not tables:
         notes.append("No method has scored pairs: preference accuracy is left out.")
         return pd.DataFrame(columns=[*accuracy.COLUMNS, "method"])
@@ -192,19 +197,19 @@ def _put_accuracy(tree: MetricTree, at: tuple[str, ...], table: pd.DataFrame) ->
 
 
 def _gain(
-    tree: MetricTree, methods: Mapping[str, Tables], name: str, differences: pd.Series
+    tree: MetricTree, methods: Mapping[str, Tables], name: str, other: str, differences: pd.Series
 ) -> None:
-    """`accuracy_gain.<name>_vs_dpo`, with one interval for other users and one for these.
+    """`accuracy_gain.<name>_vs_<other>`, with one interval for other users and one for these.
 
     Few users with opposed tastes make the first wide however sure the gain of each is; the second
     keeps the users and draws other prompts.
     """
-    at = ("accuracy_gain", f"{name}_vs_{answers.BASELINE}")
+    at = ("accuracy_gain", f"{name}_vs_{other}")
     tree.put(at, tree.bootstrap.mean(differences.dropna()))
-    own, other = methods[name].pairs, methods[answers.BASELINE].pairs
+    own, theirs = methods[name].pairs, methods[other].pairs
     assert own is not None
-    assert other is not None
-    gains = accuracy.pair_gains(own, other)
+    assert theirs is not None
+    gains = accuracy.pair_gains(own, theirs)
     rows = by_prompt(gains, [gains["weight"] * gains["gain"], gains["weight"]])
     tree.put_interval((*at, "same_users"), tree.bootstrap.ratio(rows))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prlhf.evaluation.answers import BASELINE, PERSONALISED
 from prlhf.evaluation.labels import (
     figure,
     groups_by_size,
@@ -13,6 +14,9 @@ from prlhf.evaluation.labels import (
     method_names,
     percent,
 )
+
+MAX_COMPARISONS = 6
+"""Of more comparisons of methods only those of the main one, and those with dpo, get a line."""
 
 MAX_GROUPS = 3
 """More groups than these get no columns of their own; the whole table is in the report."""
@@ -82,10 +86,23 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     return [titles, *lines]
 
 
+def _shown(pairs: Iterable[str]) -> list[str]:
+    """The comparisons `<method>_vs_<other>` that get a line."""
+    listed = sorted(pairs)
+    if len(listed) <= MAX_COMPARISONS:
+        return listed
+    return [
+        pair
+        for pair in listed
+        if pair.startswith(f"{PERSONALISED}_vs_") or pair.endswith(f"_vs_{BASELINE}")
+    ]
+
+
 def _gains(metrics: Mapping[str, Any]) -> list[str]:
     lines = []
-    for pair, gain in sorted(metrics.get("accuracy_gain", {}).items()):
-        name, _, other = pair.rpartition("_vs_")
+    gains = metrics.get("accuracy_gain", {})
+    for pair in _shown(gains):
+        gain, (name, _, other) = gains[pair], pair.rpartition("_vs_")
         who = f"{method_label(name)} over {method_label(other)}"
         spreads = []
         for path, what in ((("same_users",), "these users"), ((), "other users")):
@@ -99,8 +116,9 @@ def _gains(metrics: Mapping[str, Any]) -> list[str]:
 
 def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
     lines = []
-    for pair, tree in sorted(metrics.get("win_rate", {}).items()):
-        name, _, other = pair.rpartition("_vs_")
+    rates = metrics.get("win_rate", {})
+    for pair in _shown(rates):
+        tree, (name, _, other) = rates[pair], pair.rpartition("_vs_")
         parts = [_win_rate(metrics, "", "win_rate", pair)]
         groups = [group for group in groups_by_size(metrics) if group in tree.get("groups", {})]
         if 1 < len(groups) <= MAX_GROUPS:
