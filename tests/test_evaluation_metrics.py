@@ -494,11 +494,11 @@ def test_a_summary_of_many_methods_compares_what_matters():
     lines = [line for line in render(metrics).splitlines() if "wins:" in line]
     assert [line.partition(",")[0] for line in lines] == [
         "DPO + text against DPO",
+        "P-DPO + text against DPO",
         "P-DPO against Base model",
         "P-DPO against DPO",
         "P-DPO against DPO + text",
         "P-DPO against Prompted base",
-        "P-DPO + text against DPO",
         "Prompted base against DPO",
     ]
     few = {"win_rate": {pair: metrics["win_rate"][pair] for pair in pairs[:6]}}
