@@ -120,28 +120,24 @@ class FeatureRewardModel:
                 f"{len(prompts)} prompts, {len(responses)} responses and {len(users)} users",
                 fix="give one each",
             )
+        if not prompts:
+            return []
         encoder = self.lm.encoder
+        asked = list(zip(map(canonical_prompt, prompts), responses, strict=True))
         # A text's features are nobody's: each is computed once, whoever is asked about it.
-        texts: dict[str, dict[str, int]] = {}
-        canonical = [canonical_prompt(prompt) for prompt in prompts]
-        for prompt, response in zip(canonical, responses, strict=True):
-            texts.setdefault(prompt, {})[response] = 0
+        texts: dict[str, list[str]] = {}
+        for prompt, response in dict.fromkeys(asked):
+            texts.setdefault(prompt, []).append(response)
         rows = [
             Row(0, encoder.prompt(prompt), [encoder.response(text) for text in found])
             for prompt, found in texts.items()
         ]
-        number = 0
-        for found in texts.values():
-            for text in found:
-                found[text] = number
-                number += 1
-        if not rows:
-            return []
         features = self.lm.score(rows, label=label, features=True).features
         assert features is not None, "asked for"
-        where = [texts[p][r] for p, r in zip(canonical, responses, strict=True)]
+        order = ((prompt, text) for prompt, found in texts.items() for text in found)
+        place = {text: row for row, text in enumerate(order)}
         index = torch.tensor([self._index.get(user, 0) if user else 0 for user in users])
-        return self.fitted(features[where], index).tolist()
+        return self.fitted(features[[place[text] for text in asked]], index).tolist()
 
     @classmethod
     def from_pretrained(
