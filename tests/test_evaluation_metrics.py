@@ -257,11 +257,20 @@ def test_win_rates_by_hand():
     assert (spread["worst_user"]["low"], spread["worst_user"]["high"]) == (0.0, 1.0)
 
 
-def test_each_users_share_of_wins_stands_in_the_table_of_users():
-    table = tables.per_user(small_evaluation()).set_index("user_id")
-    # Dee is only known by her choices among held-out pairs; Eve has none of those.
-    assert table["score_pdpo_vs_dpo"].to_dict() == {"ann": 0.75, "bob": 0.75, "cas": 1, "dee": 1}
-    assert table["score_pdpo_vs_base"].to_dict() == {"ann": 1, "bob": 0.5, "cas": 1, "dee": 0.5}
+def test_every_users_comparisons_are_counted():
+    table = tables.per_user_wins(small_evaluation())
+    assert table[table["other"] == "dpo"].to_numpy().tolist() == [
+        ["pdpo", "dpo", "ann", True, 1, 1, 0, 0.75],
+        ["pdpo", "dpo", "bob", True, 1, 1, 0, 0.75],
+        ["pdpo", "dpo", "cas", True, 2, 0, 0, 1.0],
+        ["pdpo", "dpo", "dee", False, 2, 0, 0, 1.0],
+        ["pdpo", "dpo", "eve", False, 1, 0, 1, 0.5],
+    ]
+    bob = table[(table["other"] == "base") & (table["user_id"] == "bob")]
+    assert bob[["wins", "ties", "losses"]].to_numpy().tolist() == [[1, 0, 1]]
+    without = tables.per_user_wins(small_evaluation(judges=None))
+    assert without.empty
+    assert list(without.columns) == list(table.columns)
 
 
 def test_lengths_and_fluency_by_hand():
@@ -427,7 +436,6 @@ def test_per_user_table():
     assert list(table.columns) == [
         "user_id", "group", "seen", "pairs",
         "accuracy_dpo", "accuracy_dpo_generic", "accuracy_pdpo", "accuracy_pdpo_generic",
-        "score_pdpo_vs_base", "score_pdpo_vs_dpo",
     ]  # fmt: skip
     assert list(table["user_id"]) == ["ann", "bob", "cas", "dee"]
     cas = table.set_index("user_id").loc["cas"]

@@ -136,6 +136,7 @@ def test_evaluate_writes_what_it_says_and_the_report_reads_it(work):
     assert metrics["judge_agreement"]["all"] == 1.0
     for name in (
         "per_user",
+        "per_user_wins",
         "plots/per_user_accuracy",
         "plots/lengths",
         "plots/embeddings",

@@ -216,7 +216,8 @@ RESULTS = ("data/ingested", "data/prepared", "data/reference", "data/generated",
 RESULTS += ("data/judged",)
 RESULTS += ("models", "reports/curves", "reports/plots", "reports/metrics.json")
 RESULTS += ("reports/headline.json",)
-RESULTS += ("reports/evaluation.json", "reports/per_user.csv", "reports/pretrain.json")
+RESULTS += ("reports/evaluation.json", "reports/per_user.csv", "reports/per_user_wins.csv")
+RESULTS += ("reports/pretrain.json",)
 RESULTS += ("reports/validation.json", "reports/report.html")
 """All that the pipeline makes, but for Data Docs, whose pages name the time."""
 

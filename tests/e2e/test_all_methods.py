@@ -54,9 +54,14 @@ def test_all_methods_run_beside_each_other(project: Project):
     assert set(metrics["accuracy_gain"]) == {
         f"{name}_vs_{other}" for place, name in enumerate(own, 1) for other in ["dpo", *own[place:]]
     }
-    with (project / "reports/per_user.csv").open() as file:
-        users = list(csv.DictReader(file))
-    seen = [float(user["score_pdpo_vs_prompted"]) for user in users if user["seen"] == "True"]
+    with (project / "reports/per_user_wins.csv").open() as file:
+        counted = [row for row in csv.DictReader(file) if row["seen"] == "True"]
+    seen = [
+        (int(row["wins"]) + int(row["ties"]) / 2) / 3  # SMALL has three prompts
+        for row in counted
+        if (row["method"], row["other"]) == ("pdpo", "prompted")
+    ]
+    assert len(seen) == 10
     macro = metrics["win_rate"]["pdpo_vs_prompted"]["macro"]
     assert macro == pytest.approx(sum(seen) / len(seen), abs=1e-6)
     report = (project / "reports/report.html").read_text()

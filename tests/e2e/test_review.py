@@ -14,7 +14,8 @@ pytestmark = pytest.mark.e2e
 
 # What a run leaves for Git.
 RECORDS = ("params.yaml", "dvc.lock", "reports/evaluation.json", "reports/metrics.json")
-RECORDS += ("reports/headline.json", "reports/per_user.csv", "reports/plots")
+RECORDS += ("reports/headline.json", "reports/per_user.csv", "reports/per_user_wins.csv")
+RECORDS += ("reports/plots",)
 
 
 def commit(project: Project) -> None:

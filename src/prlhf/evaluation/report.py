@@ -120,7 +120,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
     pairs = sorted(
         metrics.get("win_rate", {}),
         key=lambda pair: (
-            not pair.endswith(f"_{BASELINE}"),
+            not pair.endswith(f"_vs_{BASELINE}"),
             names.index(pair.rpartition("_vs_")[0]),
             pair,
         ),

@@ -20,11 +20,10 @@ MAX_POINTS = 5_000
 
 
 def per_user(evaluation: Evaluation) -> pd.DataFrame:
-    """One row per user: `user_id, group, seen, pairs`, and how every method does.
+    """One row per user: `user_id, group, seen, pairs` and the accuracy of every method.
 
     `accuracy_<method>` is the user's accuracy as the user is served; `accuracy_<method>_generic`
-    that of the same method serving the user as an unknown one. `score_<method>_vs_<other>` is the
-    share of answers that the judge prefers to the other method's, ties counted half.
+    that of the same method serving the user as an unknown one.
     """
     import pandas as pd
 
@@ -38,12 +37,25 @@ def per_user(evaluation: Evaluation) -> pd.DataFrame:
             rows = part[part["method"] == name]
             if len(rows):
                 table[f"accuracy_{name}{suffix}"] = rows.set_index("user_id")["accuracy"]
-    if evaluation.wins is not None:
-        scores = evaluation.wins["score"].droplevel("seen")
-        for method, other in dict.fromkeys((name, other) for name, other, _ in scores.index):
-            table[f"score_{method}_vs_{other}"] = scores.loc[method, other]
     return table.reset_index().sort_values(
         ["seen", "group", "user_id"], ascending=[False, True, True], ignore_index=True
+    )
+
+
+def per_user_wins(evaluation: Evaluation) -> pd.DataFrame:
+    """`method, other, user_id, seen, wins, ties, losses, score`: a user's comparisons, counted.
+
+    Of all users that answers were judged for; seen ones come first.
+    """
+    import pandas as pd
+
+    columns = ["method", "other", "user_id", "seen", "wins", "ties", "losses", "score"]
+    if evaluation.wins is None:
+        return pd.DataFrame(columns=columns)
+    return (
+        evaluation.wins.reset_index()[columns]
+        .sort_values(["method", "other", "seen", "user_id"], ascending=[True, True, False, True])
+        .reset_index(drop=True)
     )
 
 

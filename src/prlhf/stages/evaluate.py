@@ -34,7 +34,8 @@ def run(
     """Evaluate the base model and every other model in `compare.all`, and the reward models.
 
     Writes reports/metrics.json, its key figures in reports/headline.json, reports/evaluation.json
-    (judge, notes, samples), reports/per_user.csv and the tables under reports/plots/.
+    (judge, notes, samples), reports/per_user.csv, reports/per_user_wins.csv and the tables under
+    reports/plots/.
     """
     users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen"])
     dataset = read_json(PREPARED / "dataset.json")
@@ -79,6 +80,7 @@ def run(
         },
     )
     _write_csv("per_user.csv", tables.per_user(result))
+    _write_csv("per_user_wins.csv", tables.per_user_wins(result))
     _write_csv("plots/per_user_accuracy.csv", tables.user_accuracy(result, seed))
     _write_csv("plots/lengths.csv", tables.lengths(result, seed))
     _write_csv("plots/embeddings.csv", tables.embeddings(maps, seed))
