@@ -3,16 +3,20 @@
 import json
 import re
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
 from prlhf import cli, launch
 from prlhf.errors import UserError
+from prlhf.failures import EXIT_TERMINATED
 from prlhf.launch import Kind
 from prlhf.machines import PORT, Place
 from prlhf.params import load
+from prlhf.signals import Terminated
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,6 +101,24 @@ def test_a_mistake_that_came_of_a_lost_connection_is_none(tmp_path, monkeypatch)
     error.__cause__ = RuntimeError("gloo: timed out")
     launch._report(error)
     assert json.loads((tmp_path / "error.json").read_text())["kind"] == Kind.LEFT_ALONE
+
+
+def test_a_process_ended_while_it_reports_leaves_no_half_report(tmp_path, monkeypatch):
+    def terminated(path: Path) -> None:
+        assert json.loads(path.read_text())["message"] == "gloo: closed"
+        raise Terminated
+
+    def leave(status: int) -> NoReturn:
+        raise SystemExit(status)
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr("prlhf.distributed.joined", lambda strategy: nullcontext())
+    monkeypatch.setattr("prlhf.io._flush", terminated)
+    monkeypatch.setattr(launch, "_leave", leave)
+    with pytest.raises(SystemExit) as ended, launch.process("ddp"):
+        raise RuntimeError("gloo: closed")
+    assert ended.value.code == EXIT_TERMINATED
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_environment_says_which_machine_this_is():

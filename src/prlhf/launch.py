@@ -9,7 +9,6 @@ do with each other is in `prlhf.distributed`, how machines meet in `prlhf.machin
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -20,11 +19,11 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prlhf.errors import UserError, UserErrors
 from prlhf.failures import EXIT_TERMINATED, EXIT_USER, chain, user_lines
+from prlhf.io import write_json
 from prlhf.machines import Place, announced, next_run
 from prlhf.progress import say
 from prlhf.stage_list import STAGES
@@ -211,15 +210,17 @@ def process(strategy: str) -> Iterator[None]:
     """
     _end_with_launcher()
     try:
-        from prlhf import distributed
+        try:
+            from prlhf import distributed
 
-        with distributed.joined(strategy):
-            yield
+            with distributed.joined(strategy):
+                yield
+        except Exception as error:  # noqa: BLE001 - the launcher raises it again
+            _report(error)
+            _leave(EXIT_USER)
     except KeyboardInterrupt:
+        # Even amid a report: the launcher ends a process when another one failed first.
         _leave(EXIT_TERMINATED)
-    except Exception as error:  # noqa: BLE001 - the launcher raises it again
-        _report(error)
-        _leave(EXIT_USER)
 
 
 def _leave(status: int) -> None:
@@ -246,7 +247,8 @@ def _report(error: Exception) -> None:
     }
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        Path(path).write_text(json.dumps(record), encoding="utf-8")
+        # Whole or not at all: the launcher cannot read a part.
+        write_json(path, record)
     else:
         sys.stderr.write("".join(f"error: {line}\n" for line in lines or [trace]))
 
