@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from prlhf import cli, launch
 from prlhf.errors import UserError
 from prlhf.failures import EXIT_TERMINATED
 from prlhf.launch import Kind
-from prlhf.machines import PORT, Place
+from prlhf.machines import PORT, Place, next_run
 from prlhf.params import load
 from prlhf.signals import Terminated
 
@@ -186,6 +187,13 @@ def set_launch(tmp_path, monkeypatch):
         (tmp_path / "params.yaml").write_text(f"{head}\nlaunch:{section}", encoding="utf-8")
 
     return change
+
+
+def test_a_machine_waits_in_silence(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert next_run(Place(1, "127.0.0.1", port), None, 0.3) is None
+    assert capfd.readouterr() == ("", "")
 
 
 def test_processes_share_a_batch_evenly(set_launch):

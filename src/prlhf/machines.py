@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +115,9 @@ def next_run(place: Place, last: str | None, patience: float | None) -> dict[str
 
     deadline = None if patience is None else time.monotonic() + patience
     while deadline is None or time.monotonic() < deadline:
-        with contextlib.suppress(DistError):
+        with contextlib.suppress(DistError, OSError):
+            # The store reports in its own way, at length, that nobody is there (yet).
+            socket.create_connection((place.address, place.port), timeout=1).close()
             store = TCPStore(
                 place.address,
                 place.port,
