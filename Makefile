@@ -10,7 +10,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench setup setup-dev setup-bench lint format lock clean
+.PHONY: help run test test-fast bench setup setup-dev setup-bench lint format lock clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON), an interpreter of version 3.11 or newer):"
@@ -26,6 +26,10 @@ run: setup ## run what is out of date in the pipeline, then print the results
 test: setup-dev lint ## run linter, format check, type checker and all tests
 	@echo "pytest -n $(WORKERS)"
 	@$(IN_VENV) OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-fast: setup-dev ## run the tests of single modules only, in a few minutes
+	@$(IN_VENV) OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	    -m "not e2e and not slow" --ignore=tests/bench
 
 bench: setup-bench ## measure training, users and generation on models/base, and write docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.training
@@ -44,7 +48,6 @@ lint: setup-dev ## everything that `make test` checks without running the code
 	$(BIN)/mypy
 	$(BIN)/prlhf params docs --check
 	$(BIN)/prlhf lock check
-	$(BIN)/python tools/sync_dvc_deps.py --check
 	$(BIN)/python tools/pin_versions.py --check
 
 format: setup-dev ## format the code and mend what the linter can mend

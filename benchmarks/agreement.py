@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prlhf.errors import UserError
+from prlhf.infra.errors import UserError
 
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 """Largest relative difference of a parameter's gradient (Frobenius norm) that rounding explains."""

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Trainer, TrainerCallback
 
-from prlhf.progress import say
+from prlhf.infra.progress import say
 
 
 def wait_for(device: torch.device) -> None:

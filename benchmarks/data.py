@@ -181,7 +181,8 @@ def write(feedback: Feedback, path: Path) -> None:
         writer.close()
         return
     gzipped = path.suffix == ".gz"
-    with gzip.open(path, "wt", 1, newline="") if gzipped else path.open("w", newline="") as file:
+    text: dict[str, Any] = {"encoding": "utf-8", "newline": ""}
+    with gzip.open(path, "wt", 1, **text) if gzipped else path.open("w", **text) as file:
         delimited = csv.writer(file) if ".csv" in path.suffixes else None
         for number, rows in enumerate(feedback.chunks()):
             if delimited is None:

@@ -26,11 +26,11 @@ from benchmarks.models import load, vocabulary_of
 from benchmarks.page import bars, caption, number, publish, table, times
 from benchmarks.variants import personalised
 from benchmarks.workload import Shape, draw
-from prlhf.evaluation.svg import Drawing
+from prlhf.generation import decoding, sample
+from prlhf.infra.progress import say
 from prlhf.models.base import BaseModel, Encoder
-from prlhf.models.generation import Sampling, complete
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.progress import say
+from prlhf.report.svg import Drawing
 
 PROMPTS = Shape("prompts", 60, 1)
 NO_END = -1
@@ -66,12 +66,11 @@ def batched(size: int) -> Answering:
     """As prlhf answers: `size` requests side by side, with a cache of keys and values."""
 
     def answer(requests: Requests, which: Sequence[int]) -> list[list[int]]:
-        found = complete(
+        found = sample(
             cast(PreTrainedModel, requests.lm.lm),
             [len(requests.prefixes[i]) for i in which],
             lambda row: requests.prefixes[which[row]],
-            sampling=Sampling(requests.new_tokens, temperature=0.0),
-            eos=NO_END,
+            config=decoding(NO_END, max_new_tokens=requests.new_tokens, temperature=0.0),
             seed=0,
             batch_size=size,
             label="generate",

@@ -17,9 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prlhf.errors import UserError
-from prlhf.models.base import BaseModel, load_base, pick_device, pick_dtype, quiet_transformers
+from prlhf.infra.errors import UserError
+from prlhf.infra.progress import quiet_transformers
+from prlhf.models.base import BaseModel, load_base, pick_device, pick_dtype
 from prlhf.models.lora import add_lora
+from prlhf.params import LoraParams
 
 RANDOM = "random:"
 
@@ -54,7 +56,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Llamas by name. `heads` are those of queries and of keys."""
 
-LORA: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "targets": "auto"}
+LORA = LoraParams(r=8, alpha=16.0, dropout=0.0, targets="auto")
 """The adapter of every measurement; `auto` are the attention projections."""
 
 
@@ -128,7 +130,7 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 def adapted(base: BaseModel) -> Any:
     """A twin of the base model behind an adapter that has left the identity."""
-    model = add_lora(twin(base.model), base_name="base", seed=0, **LORA)
+    model = add_lora(twin(base.model), LORA, base_name="base", seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

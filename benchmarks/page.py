@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import sentence
-from prlhf.errors import UserError
-from prlhf.evaluation.svg import Drawing, Scale, tick_label, ticks
-from prlhf.io import write_json, write_text
+from prlhf.infra.errors import UserError
+from prlhf.infra.io import write_json, write_text
+from prlhf.report.svg import Drawing, Scale, tick_label, ticks
 
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#57606a}.title{font-weight:600;fill:#24292f}"

@@ -27,9 +27,9 @@ from benchmarks.models import LORA, load, vocabulary_of
 from benchmarks.page import publish
 from benchmarks.variants import Variant, our_variants
 from benchmarks.workload import SHAPES, Shape, Workload, draw, shapes_named, with_reference
-from prlhf.errors import UserError
+from prlhf.infra.errors import UserError
+from prlhf.infra.progress import say
 from prlhf.models.base import BaseModel, Encoder
-from prlhf.progress import say
 
 CHECKED = 0.25
 """Gradients are compared on pairs of this share of the shape's lengths, the loss on all."""
@@ -69,7 +69,13 @@ def measure(
     measured = [measure_shape(base, s, rounds, pairs, batch, top, seed) for s in shapes]
     return {
         "machine": describe(base),
-        "settings": {"rounds": rounds, "pairs": pairs, "batch": batch, "lora": LORA, "seed": seed},
+        "settings": {
+            "rounds": rounds,
+            "pairs": pairs,
+            "batch": batch,
+            "lora": {"rank": LORA.r, **LORA.model_dump(exclude={"r"})},
+            "seed": seed,
+        },
         "ceiling_flops": top,
         "shapes": measured,
     }

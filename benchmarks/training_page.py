@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.page import bars, caption, number, size, table, times
-from prlhf.evaluation.svg import Drawing
+from prlhf.report.svg import Drawing
 
 
 def text(result: dict[str, Any]) -> str:

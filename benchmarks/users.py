@@ -26,15 +26,15 @@ from benchmarks.command import common_options, run
 from benchmarks.machine import describe
 from benchmarks.models import adapted, load, vocabulary_of
 from benchmarks.page import bars, caption, number, publish, size, table, times
-from benchmarks.variants import OBJECTIVE, items_of, settings
+from benchmarks.variants import OBJECTIVE, items_of, optimizer, settings
 from benchmarks.workload import USER_TOKENS
-from prlhf.errors import UserError
-from prlhf.evaluation.svg import Drawing
+from prlhf.infra.errors import UserError
+from prlhf.infra.progress import say
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UserModel, build
-from prlhf.progress import say
-from prlhf.training.pairs import Pair
+from prlhf.report.svg import Drawing
+from prlhf.training.dataset import PreferenceExample
 from prlhf.training.trainer import PDPOTrainer
 
 KINDS: dict[str, dict[str, Any]] = {"cluster": {"clusters": 2}, "individual": {}}
@@ -59,7 +59,7 @@ class Case:
 
     def in_batches(self) -> set[int]:
         """The users that the run's pairs are of."""
-        return {pair.user_index for pair in cast(list[Pair], items_of(self.trainer))}
+        return {pair.user_index for pair in cast(list[PreferenceExample], items_of(self.trainer))}
 
 
 def measure(
@@ -114,12 +114,11 @@ def make(base: BaseModel, kind: str, users: int, steps: int, output: Path) -> Ca
     lm = PersonalizedLM(base, adapted(base), user_model(kind, users, base.hidden_size), encoder)
     trainer = PDPOTrainer(
         lm,
-        objective=OBJECTIVE,
+        OBJECTIVE,
+        optimizer(lora_lr=1e-4, user_lr=1e-3),
         arguments=TrainingArguments(**settings(base.device, BATCH, output / f"{kind}-{users}")),
         train_pairs=pairs_of(users, BATCH * steps, vocabulary_of(base)),
         eval_pairs=[],
-        lora_lr=1e-4,
-        user_lr=1e-3,
     )
     return Case(kind, users, trainer)
 
@@ -135,7 +134,7 @@ def user_model(kind: str, users: int, dim: int) -> UserModel:
     return model
 
 
-def pairs_of(users: int, count: int, vocabulary: int) -> list[Pair]:
+def pairs_of(users: int, count: int, vocabulary: int) -> list[PreferenceExample]:
     """Pairs of equal lengths: only their users differ with the number of users."""
     text = torch.Generator().manual_seed(0)
     who = torch.Generator().manual_seed(users)
@@ -144,7 +143,7 @@ def pairs_of(users: int, count: int, vocabulary: int) -> list[Pair]:
         return torch.randint(8, vocabulary, (length,), generator=text).tolist()
 
     return [
-        Pair(
+        PreferenceExample(
             user_index=int(torch.randint(1, users + 1, (1,), generator=who)),
             prompt=tokens(PROMPT),
             chosen=tokens(RESPONSE),

@@ -21,17 +21,31 @@ from prlhf.models.logps import sum_by_owner, token_logps
 from prlhf.models.packing import Packed, Row, attention_mask, hidden_states, pack
 from prlhf.models.personalized import PersonalizedLM, Scores
 from prlhf.models.user_model import IndividualUserModel
-from prlhf.training.losses import Objective, PairLosses, pair_losses
-from prlhf.training.order import VisitedPairs
-from prlhf.training.pairs import Pair, PairBatch, PairCollator
+from prlhf.params import OptimizerParams, TrainParams
+from prlhf.training.dataset import (
+    PreferenceBatch,
+    PreferenceCollator,
+    PreferenceExample,
+    VisitedExamples,
+)
+from prlhf.training.losses import PairLosses, pdpo_loss
 from prlhf.training.trainer import PDPOTrainer
 
 BETA = 0.1
-OBJECTIVE = Objective(alpha=0.5, beta=BETA)
+OBJECTIVE = TrainParams(
+    alpha=0.5, beta=BETA, loss="sigmoid", label_smoothing=0.0, nll_coef=0.0, dpop_coef=0.0
+)
 """P-DPO as in the paper, without the terms that guard the language."""
 
 FROZEN = 1e-12
 """A learning rate below float32's resolution: steps cost what they cost, and change nothing."""
+
+
+def optimizer(*, lora_lr: float, user_lr: float) -> OptimizerParams:
+    """What the trainer reads of the section `optimizer`; its `TrainingArguments` say the rest."""
+    rates = {"lora_lr": lora_lr, "user_lr": user_lr}
+    read: dict[str, Any] = {**rates, "term_sampling": False, "length_bucketing": False}
+    return OptimizerParams.model_construct(**read)
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class Variant:
 def items_of(trainer: Trainer) -> Any:
     """What a trainer is trained on, by position: pairs of ours, rows of TRL's."""
     data = cast(Any, trainer.train_dataset)
-    return data.pairs if isinstance(data, VisitedPairs) else data
+    return data.examples if isinstance(data, VisitedExamples) else data
 
 
 def settings(device: torch.device, batch: int, output: Path) -> dict[str, Any]:
@@ -115,12 +129,11 @@ def our_variants(
     ) -> Variant:
         trainer = _Trainer(
             lm,
-            objective=OBJECTIVE,
+            OBJECTIVE,
+            optimizer(lora_lr=FROZEN, user_lr=FROZEN),
             arguments=TrainingArguments(**settings(base.device, batch, output)),
             train_pairs=workload.pairs,
             eval_pairs=[],
-            lora_lr=FROZEN,
-            user_lr=FROZEN,
         )
         trainer.full_logits = full
         trainer.data_collator = _Collator(
@@ -142,25 +155,25 @@ def _apart(user_tokens: int) -> Callable[[Sequence[Row]], Packed]:
 
 
 @dataclass(frozen=True)
-class _ReferencedBatch(PairBatch):
+class _ReferencedBatch(PreferenceBatch):
     """A batch that also holds the rows of its reference pass."""
 
     reference: Packed | None = None
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> PairBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> PreferenceBatch:
         moved = super().to(device, non_blocking)
         reference = None if self.reference is None else self.reference.to(device)
         return replace(cast(_ReferencedBatch, moved), reference=reference)
 
 
 @dataclass(frozen=True)
-class _Collator(PairCollator):
+class _Collator(PreferenceCollator):
     """With the rows of the reference pass, once a pair, or once a row where nothing is shared."""
 
     reference: bool = False
     share: bool = True
 
-    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def __call__(self, pairs: Sequence[PreferenceExample]) -> dict[str, Any]:
         batch = super().__call__(pairs)["batch"]
         rows = [pair.row(0) for pair in pairs]
         if not self.share:
@@ -175,15 +188,17 @@ class _Trainer(PDPOTrainer):
 
     full_logits = False
 
-    def pair_losses(self, model: nn.Module, batch: PairBatch) -> PairLosses:
+    def pair_losses(self, model: nn.Module, batch: PreferenceBatch) -> PairLosses:
         lm = cast(PersonalizedLM, model)
         policy = cast(nn.Module, _FullLogits(lm)) if self.full_logits else lm
         rows = cast(_ReferencedBatch, batch).reference
         if rows is not None:
             batch = self._referenced(lm, batch, rows)
-        return pair_losses(policy, batch, self.objective)
+        return pdpo_loss(policy, batch, self.objective)
 
-    def _referenced(self, lm: PersonalizedLM, batch: PairBatch, rows: Packed) -> PairBatch:
+    def _referenced(
+        self, lm: PersonalizedLM, batch: PreferenceBatch, rows: Packed
+    ) -> PreferenceBatch:
         with torch.no_grad(), cast(Any, lm.lm).disable_adapter():
             score = full_logps if self.full_logits else our_logps
             logps = score(lm, rows, lm.causal_lm.get_input_embeddings()(rows.input_ids))

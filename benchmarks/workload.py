@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from prlhf.errors import UserError
+from prlhf.data import GENERIC
+from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.user_model import GENERIC
-from prlhf.training.pairs import Pair
+from prlhf.training.dataset import PreferenceExample
 
 SPREAD = 0.4
 """Lengths are uniform within this share of the shape's, either way."""
@@ -79,10 +79,10 @@ class Workload:
             from, the generic user first: what other trainers put in front of the prompt.
     """
 
-    pairs: list[Pair]
+    pairs: list[PreferenceExample]
     user_tokens: torch.Tensor
 
-    def tokens(self, pairs: Sequence[Pair] | None = None) -> int:
+    def tokens(self, pairs: Sequence[PreferenceExample] | None = None) -> int:
         """Tokens of the plain formulation, without padding.
 
         Each pair is four sequences there: as its user and as the generic user, chosen and rejected.
@@ -106,7 +106,7 @@ def draw(shape: Shape, count: int, vocabulary: int, seed: int) -> Workload:
         return torch.randint(8, vocabulary, (length,), generator=generator).tolist()
 
     pairs = [
-        Pair(
+        PreferenceExample(
             1 + i % USERS, text(shape.prompt), text(shape.response), text(shape.response), 0.0, 0.0
         )
         for i in range(count)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prlhf import signals
-from prlhf.errors import UserError
-from prlhf.failures import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER
+from prlhf.infra import signals
+from prlhf.infra.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER, UserError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -43,7 +42,7 @@ def run(
     timeout: float | None,
 ) -> None:
     """Bring the pipeline, or some STAGEs with what they need, up to date."""
-    from prlhf.params.overrides import parse_override
+    from prlhf.params.loading import parse_override
 
     overrides = dict(map(parse_override, sets))
     with _server():

@@ -14,7 +14,7 @@ from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
-from prlhf.io import write_text
+from prlhf.infra.io import write_text
 
 VALIDATION = Path("reports/validation.json")
 REPORT = Path("reports/report.html")

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prlhf.errors import UserError, UserErrors
+from prlhf.infra.errors import UserError, UserErrors
+from prlhf.project.dvc import failure
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,7 @@ def read(directory: Path, environment: Mapping[str, str]) -> Graph:
         check=False,
     )
     if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if line.strip()]
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise UserError(" ".join(said or lines[-1:]) or "dvc failed", where=directory)
+        raise UserError(failure(result.stderr.splitlines()), where=directory)
     found = json.loads(result.stdout)
     nodes = [
         Node(**node | {"needs": tuple(node["needs"]), "outs": tuple(node["outs"])})

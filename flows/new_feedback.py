@@ -17,8 +17,8 @@ from pydantic import Field
 import flows  # noqa: F401  (its environment comes before Prefect)
 from flows import parents, process
 from flows.pipeline import failed, run
-from prlhf.errors import UserError
-from prlhf.io import write_text
+from prlhf.infra.errors import UserError
+from prlhf.infra.io import write_text
 
 PENDING = Path(".dvc/tmp/flows/new-feedback.pending")
 """There while feedback is being taken in and the pipeline runs on it. A killed run leaves it, so
@@ -44,7 +44,7 @@ def new_feedback(
         parallel: Stages that may run side by side.
         timeout: Seconds that a stage may take, unless dvc.yaml says otherwise.
     """
-    from prlhf.data import feedback
+    from prlhf.project import feedback
 
     log = get_run_logger()
     commands = process.Commands()

@@ -22,9 +22,9 @@ from flows import graph, parents, process, runner
 from flows import workspace as workspaces
 from flows.artifacts import metrics_before, publish
 from flows.limits import gpu_limit
-from prlhf import experiments
-from prlhf.dvc_command import environment
-from prlhf.errors import UserError
+from prlhf.infra.errors import UserError
+from prlhf.project import experiments
+from prlhf.project.dvc import environment
 
 
 @flow(name="prlhf", persist_result=False)

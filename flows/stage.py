@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from flows.process import Commands, Stopped, TimedOut
-from prlhf.dvc_command import DVC, failure
+from prlhf.project.dvc import DVC, failure
 
 BUSY_DELAY = 5.0
 """Seconds between two tries while another DVC uses the same files."""

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.process import Commands
-from prlhf.copies import configure, git
-from prlhf.dvc_command import DVC, environment
-from prlhf.errors import UserError
-from prlhf.io import content_hash, write_text
-from prlhf.params.overrides import overridden
+from prlhf.data.ids import content_hash
+from prlhf.infra.errors import UserError
+from prlhf.infra.io import write_text
+from prlhf.params.loading import overridden
+from prlhf.project.dvc import DVC, check_out, configure, environment, git, repository
 
 PARAMS = "params.yaml"
 PLACE = Path(".dvc/tmp/flows")
@@ -141,8 +141,7 @@ def remove(made: Workspace) -> None:
 
 def _git_state(root: Path) -> tuple[Path, str]:
     try:
-        top = Path(git(root, "rev-parse", "--show-toplevel").strip())
-        return top, git(root, "rev-parse", "HEAD").strip()
+        return repository(root)
     except UserError:
         raise UserError(
             "a run with other parameters becomes a DVC experiment, which needs a Git commit",
@@ -153,11 +152,7 @@ def _git_state(root: Path) -> tuple[Path, str]:
 
 def _populate(made: Workspace, top: Path, head: str) -> None:
     """Bring the clone to the files of the project as they are, committed or not."""
-    if not (made.clone / ".git").is_dir():
-        shutil.rmtree(made.clone, ignore_errors=True)
-        git(top, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(made.clone))
-    git(made.clone, "checkout", "--quiet", "--force", "--detach", head)
-    git(made.clone, "clean", "--quiet", "-d", "--force")
+    check_out(top, made.clone, head)
     changed = git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD")
     added = git(top, "ls-files", "--others", "--exclude-standard", "-z")
     for name in filter(None, f"{changed}{added}".split("\0")):

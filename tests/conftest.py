@@ -1,7 +1,8 @@
-"""Shared by all tests. This directory is importable, so that they can share their helpers."""
+"""Shared by all tests, as the modules of `helpers/` are, which can be imported."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,16 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from prlhf.models.base import BaseModel
+
+# What a cluster, a Git hook or a user's shell sets for its own purposes changes no test: neither in
+# this process nor in those that tests start.
+FOREIGN = ("DVC_", "GIT_", "HF_", "OPENAI_", "PREFECT_", "PRLHF_", "TORCHELASTIC_", "TRANSFORMERS_")
+FOREIGN += ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TQDM_DISABLE")
+for _name in list(os.environ):
+    if _name.startswith(FOREIGN) and _name != "PRLHF_SHARED_DATA":
+        del os.environ[_name]
+
+pytest_plugins = ["data_fixtures"]
 
 # The same examples every time, and no time limits: a busy machine is no fault of the code.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -20,7 +31,7 @@ settings.load_profile("steady")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny base model; read only."""
     from personal import enliven
-    from prlhf.models.base import quiet_transformers
+    from prlhf.infra.progress import quiet_transformers
     from tiny import tiny_llama, tiny_tokenizer
 
     quiet_transformers()

@@ -12,7 +12,7 @@ import pytest
 from flows.graph import Graph, Node, Settings, select, settings
 from flows.process import Commands, Stopped, TimedOut
 from flows.stage import Kind, succeeded
-from prlhf.errors import UserErrors
+from prlhf.infra.errors import UserErrors
 
 
 def graph() -> Graph:

@@ -5,75 +5,55 @@ Nothing heavy is imported here: a command imports its stage when it runs.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prlhf import launch, signals
-from prlhf.commands import ablate as ablate_commands
-from prlhf.commands import data as data_commands
-from prlhf.commands import experiment as experiment_commands
-from prlhf.commands import join as join_commands
-from prlhf.commands import params as params_commands
-from prlhf.errors import UserError
-from prlhf.failures import EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED, EXIT_USER, user_lines
-from prlhf.progress import say
-from prlhf.stage_list import STAGES, Stage
+from prlhf import commands, launch
+from prlhf.commands import PATH, POSITIVE, Commands
+from prlhf.infra import signals
+from prlhf.infra.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PIPE,
+    EXIT_TERMINATED,
+    EXIT_USER,
+    UserError,
+    user_lines,
+)
+from prlhf.infra.progress import say
+from prlhf.stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from prlhf.params import Params
 
-METRICS = Path("reports/metrics.json")
-REPORT = Path("reports/report.html")
-REFERENCE = Path("docs/parameters.md")
-
-# Set before any library is imported: no telemetry, no warnings about forks, no bars of others; and
-# Arrow gives memory back instead of keeping it, a tenth of the most that a million pairs take. A
-# value that the user has set stays.
+# Set before any library is imported, unless the user has set them: no telemetry, no warnings about
+# forks, no progress bars of libraries.
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MIMALLOC_PURGE_DELAY": "0",  # what Arrow allocates with
+    # Arrow's allocator gives memory back at once: a tenth of the peak for a million pairs.
+    "MIMALLOC_PURGE_DELAY": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
-class Commands(click.Group):
-    """Stages in the order they run, then the other commands; `_` and `-` are the same."""
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from prlhf import __version__
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name.replace("_", "-"))
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if not name.startswith("-") and self.get_command(ctx, name) is None:
-            close = difflib.get_close_matches(name, self.commands, n=1)
-            fix = f"did you mean {close[0]}?" if close else f"see `{ctx.command_path} --help`"
-            raise UserError("no such command", where=f"{ctx.command_path} {name}", fix=fix)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        stages = [stage.command for stage in STAGES if stage.command in self.commands]
-        others = [name for name in self.commands if name not in stages]
-        for title, names in (("Stages, in the order they run", stages), ("Commands", others)):
-            if names:
-                with formatter.section(title):
-                    formatter.write_dl(
-                        [(name, self.commands[name].get_short_help_str(100)) for name in names]
-                    )
+        click.echo(f"prlhf {__version__}")
+        context.exit()
 
 
 @click.group(
@@ -85,7 +65,7 @@ class Commands(click.Group):
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=lambda context, _, wanted: _show_version(context) if wanted else None,
+    callback=_show_version,
     help="Show the version and exit.",
 )
 def app() -> None:
@@ -96,26 +76,25 @@ def app() -> None:
     """
 
 
-def _show_version(context: click.Context) -> None:
-    from prlhf import __version__
-
-    click.echo(f"prlhf {__version__}")
-    context.exit()
-
-
 def run_stage(stage: Stage, method: str | None = None) -> None:
-    """Run one stage with the parameters it declares, and no others.
+    """Run one stage, in this process or in several, with the parameters it declares.
 
     Raises:
-        UserError: params.yaml has faults, the method is unknown, or the stage finds a mistake that
-            the user can mend.
+        UserError: params.yaml has faults, the method is unknown, or the stage finds a mistake of
+            the user's.
     """
     from prlhf.params import load
 
     params = load()
-    if method is not None:
-        _check_method(params, method, stage)
-    if not _may_use_network(stage, params):
+    known = [*(["base", "prompted"] if stage.methods == "all" else []), *params.methods]
+    if method is not None and method not in known:
+        raise UserError(
+            f"unknown method {method}",
+            where=f"prlhf {stage.command} --method",
+            fix=f"params.yaml has {', '.join(known)}",
+        )
+    fetches = stage.name == "base_model" or (stage.name == "ingest" and params.data.remote)
+    if not fetches:
         for name, value in OFFLINE.items():
             os.environ.setdefault(name, value)
     if stage.shared and launch.is_process():
@@ -133,15 +112,15 @@ def run_stage(stage: Stage, method: str | None = None) -> None:
 
 
 def _run_here(stage: Stage, params: Params, method: str | None) -> None:
-    module = importlib.import_module(f"prlhf.stages.{stage.module}")
+    module = importlib.import_module(f"prlhf.stages.{stage.name}")
     module.run(**stage_arguments(module, params, method))
 
 
 def stage_arguments(module: ModuleType, params: Params, method: str | None) -> dict[str, Any]:
     """The keyword arguments of a stage's `run`: the sections named in the module's `PARAMS`.
 
-    `validate` is passed as `rules`, `methods.<m>` as `method`, a key of another section by its own
-    name; stages that run once per method are also told its `name`.
+    `validate` is passed as `rules`, `methods.<m>` as `method`, `compare.all` as `compared`, a key
+    of another section by its own name; stages that run once per method are also told its `name`.
     """
     arguments: dict[str, Any] = {} if method is None else {"name": method}
     for key in module.PARAMS:
@@ -150,6 +129,8 @@ def stage_arguments(module: ModuleType, params: Params, method: str | None) -> d
             arguments["rules"] = params.validate_
         elif section == "methods" and rest:
             arguments["method"] = params.methods[str(method)]
+        elif key == "compare.all":
+            arguments["compared"] = params.compare.all
         elif rest:
             arguments[rest] = getattr(getattr(params, section), rest)
         else:
@@ -157,154 +138,75 @@ def stage_arguments(module: ModuleType, params: Params, method: str | None) -> d
     return arguments
 
 
-def _check_method(params: Params, method: str, stage: Stage) -> None:
-    untuned = ["base", "prompted"] if stage.methods == "all" else []
-    known = [*untuned, *params.methods]
-    if method not in known:
-        raise UserError(
-            f"unknown method {method}",
-            where=f"prlhf {stage.command} --method",
-            fix=f"params.yaml has {', '.join(known)}",
-        )
-
-
-def _may_use_network(stage: Stage, params: Params) -> bool:
-    return stage.name == "base_model" or (stage.name == "ingest" and params.data.remote)
-
-
 def _stage_command(stage: Stage) -> click.Command:
-    options: list[click.Parameter] = []
-    if stage.methods:
-        what = "a key of methods in params.yaml"
-        what += ", or base or prompted" * (stage.methods == "all")
-        options.append(
-            click.Option(
-                ["--method"], required=True, metavar="METHOD", help=f"Which model: {what}."
-            )
-        )
-
-    def callback(method: str | None = None) -> None:
-        run_stage(stage, method)
-
+    untuned = ", or base or prompted" if stage.methods == "all" else ""
+    about = f"Which model: a key of methods in params.yaml{untuned}."
+    option = click.Option(["--method"], required=True, metavar="METHOD", help=about)
     return click.Command(
         stage.command,
-        params=options,
-        callback=callback,
+        params=[option] if stage.methods else [],
+        callback=partial(run_stage, stage),
         short_help=stage.summary,
         help=f"{stage.summary}\n\n{stage.detail}",
     )
 
 
-for _stage in STAGES:
-    app.add_command(_stage_command(_stage))
+@click.command()
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="End after so long without work; by default never.",
+)
+def join(patience: float | None) -> None:
+    """Take part in the stages that machine 0 runs.
+
+    For launch.machines above 1: run this on every machine but the first, in the project directory
+    that all of them share, with NODE_RANK (1, 2, ...) and MASTER_ADDR (of machine 0) in the
+    environment. Machine 0 runs `dvc repro`, or the Prefect flow, as ever.
+    """
+    from prlhf.params import load
+
+    params = load()
+    if params.launch.machines == 1:
+        raise UserError("there is one machine only", where="params.yaml: launch.machines")
+    place = launch.Place.of(os.environ, params.launch.machines)
+    if place.machine == 0:
+        problem = "this is machine 0, which runs the stages"
+        raise UserError(problem, where="NODE_RANK", fix="join on the others")
+    launch.follow(place, patience)
+    say("join: nothing more to do")
 
 
-app.add_command(join_commands.join)
-
-
-@app.command()
+@click.command()
 def summary() -> None:
     """Print the result table and where the report is."""
-    from prlhf.evaluation.summary import render
-    from prlhf.io import read_json
+    from prlhf.infra.io import read_json
+    from prlhf.report import summary as text
+    from prlhf.stages.paths import EVALUATION, METRICS, REPORT
 
-    click.echo(render(read_json(METRICS)).rstrip())
+    click.echo(text.render(read_json(METRICS), read_json(EVALUATION)).rstrip())
     if REPORT.exists():
         click.echo(f"\nReport: {REPORT.resolve()}")
 
 
-@app.group(cls=Commands, name="experiment")
-def experiment_group() -> None:
-    """Run other settings by name: the overlays in experiments/."""
-
-
-for _command in (
-    experiment_commands.list_experiments,
-    experiment_commands.show,
-    experiment_commands.flags,
-    experiment_commands.table,
-):
-    experiment_group.add_command(_command)
-
-
-app.add_command(ablate_commands.ablate)
-
-
-@app.group(cls=Commands, name="params")
-def params_group() -> None:
-    """Check and compare params.yaml; write its reference."""
-
-
-@app.group(cls=Commands, name="lock")
-def lock_group() -> None:
-    """Check dvc.lock against parameters, code and data."""
-
-
-params_group.add_command(params_commands.diff)
-lock_group.add_command(params_commands.check_lock)
-
-
-@params_group.command("check")
-@click.argument("path", type=click.Path(path_type=Path), default=Path("params.yaml"))
-def check_params(path: Path) -> None:
-    """Check params.yaml (or PATH): every fault with its line."""
-    from prlhf.params import load
-
-    load(path)
-    click.echo(f"{path}: good")
-
-
-@params_group.command("docs")
-@click.option("--check", is_flag=True, help="Write nothing; fail if the reference is out of date.")
-def write_reference(check: bool) -> None:
-    """Write docs/parameters.md from the typed parameters."""
-    from prlhf.io import write_text
-    from prlhf.params_docs import render
-
-    text = render()
-    current = REFERENCE.read_text(encoding="utf-8") if REFERENCE.exists() else None
-    if text == current:
-        click.echo(f"{REFERENCE}: up to date")
-    elif check:
-        raise UserError("out of date", where=REFERENCE, fix="run `prlhf params docs`")
-    else:
-        write_text(REFERENCE, text)
-        click.echo(f"{REFERENCE}: written")
-
-
-@app.group(cls=Commands, name="data")
-def data_group() -> None:
-    """Add feedback; see what changed between two versions of the data."""
-
-
-data_group.add_command(data_commands.add)
-data_group.add_command(data_commands.log)
-
-
-@app.command()
+@click.command()
 @click.argument("dataset")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="File to write: gzipped JSON lines.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--out", type=PATH, required=True, help="File to write: gzipped JSON lines.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the sampling.")
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
-    default=Path("models/base"),
+    type=PATH,
+    default="models/base",
     show_default=True,
     help="Directory of the base model.",
 )
 @click.option(
-    "--prompts",
-    type=click.Path(path_type=Path),
-    help="One prompt a line.  [default: data/seed/DATASET/prompts.txt]",
+    "--prompts", type=PATH, help="One prompt a line.  [default: data/seed/DATASET/prompts.txt]"
 )
 @click.option(
     "--keep",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=2,
     show_default=True,
     help="Answers per prompt and instruction.",
@@ -316,10 +218,24 @@ def simulate(
 
     DATASET is length or style. The base model answers every prompt under opposed instructions.
     """
-    from prlhf.simulate import run
+    from prlhf import simulate as sampling
 
     source = prompts or Path("data/seed") / dataset / "prompts.txt"
-    run(dataset, base=base, prompts=source, out=out, seed=seed, keep=keep)
+    sampling.run(dataset, base=base, prompts=source, out=out, seed=seed, keep=keep)
+
+
+for _command in (
+    *map(_stage_command, STAGES),
+    join,
+    summary,
+    commands.experiment,
+    commands.ablate,
+    commands.params_file,
+    commands.lock,
+    commands.data,
+    simulate,
+):
+    app.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -365,8 +281,7 @@ def execute(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except Exception as error:
-        lines = user_lines(error)
-        if not lines:
+        if not (lines := user_lines(error)):
             raise
         for line in lines:
             say(f"error: {line}")

@@ -1,45 +1,49 @@
-"""Starting the processes of a stage, on one machine or several, and saying what became of them.
+"""Several processes for one stage, on one machine or several: starting them, reporting errors.
 
-The command that was called becomes the launcher: `torch`'s elastic agent starts the same command
-once for each process, with torchrun's variables in its environment, and ends all of them when one
-fails. Their errors come back in files; the launcher shows the one that began it. What the processes
-do with each other is in `prlhf.distributed`, how machines meet in `prlhf.machines`.
+The command that was called becomes the launcher: torch's elastic agent starts the same command once
+per process, with torchrun's variables in its environment, and ends all of them when one fails.
+Their errors come back in files; the launcher shows the one behind the others. How the processes
+work together is in `prlhf.infra.distributed`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from prlhf.errors import UserError, UserErrors
-from prlhf.failures import EXIT_TERMINATED, EXIT_USER, chain, user_lines
-from prlhf.io import write_json
-from prlhf.machines import Place, announced, next_run
-from prlhf.progress import say
-from prlhf.stage_list import STAGES
+from prlhf.infra import signals
+from prlhf.infra.errors import EXIT_TERMINATED, EXIT_USER, UserError, UserErrors, chain, user_lines
+from prlhf.infra.io import write_json
+from prlhf.infra.progress import say
+from prlhf.stages import STAGES
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
     from prlhf.params import LaunchParams
 
-LAUNCHER = "PRLHF_LAUNCHER"
-"""Environment variable of a process: the launcher that it must not outlive."""
-
-GRACE = 5
-"""Seconds that the other processes have to end after one failed."""
-
-_POLL = 0.2
+LAUNCHER = "PRLHF_LAUNCHER"  # variable of a process: the id of its launcher, with which it ends
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # what ends launcher and processes
+GRACE = 5  # seconds that the other processes have to end after one failed
+PORT = 29500  # where machine 0 listens, unless MASTER_PORT says otherwise
+_POLL = 0.2  # seconds between two looks at something that is waited for
+_DOCS = "docs/distributed.md has examples"
+_RUN = "prlhf/run"
 
 
 # -- the launcher --------------------------------------------------------------------------------
@@ -57,23 +61,18 @@ def run(label: str, command: Sequence[str], launch: LaunchParams) -> None:
         UserError: a process found a mistake of the user's, was killed, or lost another one.
         SystemExit: a process failed with an error of the program's; its traceback has been shown.
     """
-    if launch.machines == 1:
-        _start(label, command, launch, None)
-        return
-    place = Place.of(os.environ, launch.machines)
-    if place.machine == 0:
-        with announced(label, command, launch.machines, place):
-            _start(label, command, launch, place)
-        return
-    say(f"{label}: waiting for machine 0 at {place}")
-    found = next_run(place, None, None)
-    if found is None or found["command"] != list(command):
-        raise UserError(
-            f"machine 0 runs {found['label'] if found else 'nothing'}",
-            where=label,
-            fix="run the same on all machines, or `prlhf join` on all but machine 0",
-        )
-    _start(label, command, launch, place)
+    place = Place.of(os.environ, launch.machines) if launch.machines > 1 else None
+    with contextlib.ExitStack() as stack:
+        if place and place.machine == 0:
+            stack.enter_context(announced(label, command, launch.machines, place))
+        elif place:
+            say(f"{label}: waiting for machine 0 at {place}")
+            found = next_run(place, None, None)
+            if found is None or found["command"] != list(command):
+                problem = f"machine 0 runs {found['label'] if found else 'nothing'}"
+                fix = "run the same on all machines, or `prlhf join` on all but machine 0"
+                raise UserError(problem, where=label, fix=fix)
+        _start(label, command, launch, place)
 
 
 def _start(label: str, command: Sequence[str], launch: LaunchParams, place: Place | None) -> None:
@@ -84,10 +83,8 @@ def _start(label: str, command: Sequence[str], launch: LaunchParams, place: Plac
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     threads = str(max(1, (os.cpu_count() or 1) // launch.processes))
-    variables = {
-        LAUNCHER: str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-    }
+    threads = os.environ.get("OMP_NUM_THREADS", threads)
+    variables = {LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": threads}
     with tempfile.TemporaryDirectory(prefix="prlhf-") as directory:
         config = LaunchConfig(
             min_nodes=launch.machines,
@@ -101,11 +98,11 @@ def _start(label: str, command: Sequence[str], launch: LaunchParams, place: Plac
             local_addr=None if place else "localhost",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=directory),
-            signals_to_handle="SIGTERM,SIGINT,SIGHUP",
+            signals_to_handle=",".join(each.name for each in HANDLED if not signals.ignored(each)),
             shutdown_timeout=GRACE,
         )
         try:
-            with _as_before(variables):
+            with _restored(variables):
                 elastic_launch(config, sys.executable)("-m", "prlhf", *command)
         except ChildFailedError as error:
             _explain(label, error.failures, launch.processes * launch.machines)
@@ -118,13 +115,10 @@ def _start(label: str, command: Sequence[str], launch: LaunchParams, place: Plac
 
 
 @contextlib.contextmanager
-def _as_before(variables: Mapping[str, str]) -> Iterator[None]:
-    """With other variables and a silent log; without torch's signal handlers when it is over."""
+def _restored(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set `variables` and silence logs; afterwards undo that, and torch's signal handlers."""
     before = {name: os.environ.get(name) for name in variables}
-    handlers = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    }
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
     os.environ.update(variables)
     logging.disable(logging.CRITICAL)
     try:
@@ -140,57 +134,43 @@ def _as_before(variables: Mapping[str, str]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# -- errors --------------------------------------------------------------------------------------
+class Ending(IntEnum):
+    """How a process failed; the lower, the likelier it is why the others failed too."""
 
-
-class Kind(IntEnum):
-    """How a process ended; the least of them began it, and the others followed."""
-
-    MISTAKE = 0
-    """The user's or the machine's, as `user_lines` knows them."""
-    BUG = 1
-    """Any other error."""
-    KILLED = 2
-    """By a signal that is not ours."""
-    LEFT_ALONE = 3
-    """Another process was gone."""
-    TERMINATED = 4
-    """As the launcher does with those that are left."""
+    MISTAKE = 0  # of the user's or the machine's, as `user_lines` knows them
+    BUG = 1  # any other exception
+    KILLED = 2  # by a signal other than the launcher's
+    LEFT_ALONE = 3  # it lost its connection to another process
+    TERMINATED = 4  # by the launcher, because another process failed
 
 
 def _explain(label: str, failures: Mapping[int, ProcessFailure], processes: int) -> None:
-    """Raise what a single process would have, for the failure that began it."""
+    """Raise what a single process would have raised, for the failure behind the others."""
     found = []
     for number, failure in failures.items():
         record: dict[str, Any] = failure.error_file_data
         if "kind" in record:
-            found.append((Kind(record["kind"]), record["time"], number, record))
+            found.append((Ending(record["kind"]), record["time"], number, record))
+        elif failure.exitcode in {-signal.SIGTERM, EXIT_TERMINATED}:
+            record = {"status": -signal.SIGTERM}
+            found.append((Ending.TERMINATED, failure.timestamp, number, record))
         else:
-            status = -signal.SIGTERM if failure.exitcode == EXIT_TERMINATED else failure.exitcode
-            kind = Kind.KILLED if status < 0 else Kind.BUG
-            kind = Kind.TERMINATED if status == -signal.SIGTERM else kind
-            found.append((kind, failure.timestamp, number, {"status": status}))
-    kind, _, number, record = min(found, key=lambda each: each[:3])
+            ending = Ending.KILLED if failure.exitcode < 0 else Ending.BUG
+            found.append((ending, failure.timestamp, number, {"status": failure.exitcode}))
+    ending, _, number, record = min(found, key=lambda each: each[:3])
     which = f"process {number} of {processes}"
-    if kind is Kind.MISTAKE:
+    if ending is Ending.MISTAKE:
         raise UserErrors([UserError(line) for line in record["lines"]])
-    if kind in {Kind.KILLED, Kind.TERMINATED}:
-        name = signal.Signals(-record["status"]).name
-        raise UserError(
-            f"{which} was ended by {name}",
-            where=label,
-            fix="the system does that when memory is short; the next run goes on from the last "
-            "checkpoint, if there is one",
-        )
-    if kind is Kind.LEFT_ALONE:
-        raise UserError(
-            f"{which} lost its connection to another one",
-            where=label,
-            fix="see what the other machines say",
-        )
-    say(record.get("traceback", ""))
-    say(f"error: {label}: {which} failed")
-    raise SystemExit(1)
+    if ending is Ending.BUG:
+        say(record.get("traceback", ""))
+        say(f"error: {label}: {which} failed")
+        raise SystemExit(1)
+    if ending is Ending.LEFT_ALONE:
+        problem, fix = "lost its connection to another one", "see what the other machines say"
+    else:
+        problem = f"was ended by {signal.Signals(-record['status']).name}"
+        fix = "memory may be short; the next run goes on from the last checkpoint, if there is one"
+    raise UserError(f"{which} {problem}", where=label, fix=fix)
 
 
 # -- a process -----------------------------------------------------------------------------------
@@ -203,7 +183,7 @@ def is_process() -> bool:
 
 @contextlib.contextmanager
 def process(strategy: str) -> Iterator[None]:
-    """What a process of several does around its work: meet the others, and report errors.
+    """Do a process's share of the work: meet the others before it, and report errors.
 
     Args:
         strategy: as in `launch.strategy`.
@@ -211,7 +191,7 @@ def process(strategy: str) -> Iterator[None]:
     _end_with_launcher()
     try:
         try:
-            from prlhf import distributed
+            from prlhf.infra import distributed
 
             with distributed.joined(strategy):
                 yield
@@ -231,35 +211,25 @@ def _leave(status: int) -> None:
 
 
 def _report(error: Exception) -> None:
-    """Leave the error where the launcher looks for it; say it if there is none."""
-    lines = user_lines(error)
-    trace = "".join(traceback.format_exception(error)).rstrip()
-    kind = Kind.MISTAKE if lines else Kind.BUG
-    if any(map(_is_lost_connection, chain(error))):
-        kind = Kind.LEFT_ALONE
-    record = {
-        "message": str(error),
-        "timestamp": int(time.time()),
-        "time": time.time(),
-        "kind": kind,
-        "lines": lines,
-        "traceback": trace,
-    }
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        # Whole or not at all: the launcher cannot read a part.
-        write_json(path, record)
-    else:
-        sys.stderr.write("".join(f"error: {line}\n" for line in lines or [trace]))
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    """Gloo reports in words only; NCCL has a class of its own."""
+    """Leave the error where the launcher looks for it; without a launcher, print it."""
     from torch.distributed import DistError
 
-    return isinstance(error, DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-    )
+    lines = user_lines(error)
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    ending = Ending.MISTAKE if lines else Ending.BUG
+    for link in chain(error):
+        # NCCL has a class of its own; gloo says it in words only.
+        gloo = isinstance(link, RuntimeError) and "gloo" in str(link).lower()
+        if gloo or isinstance(link, DistError):
+            ending = Ending.LEFT_ALONE
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        sys.stderr.write("".join(f"error: {line}\n" for line in lines or [trace]))
+        return
+    now = time.time()
+    record = {"message": str(error), "timestamp": int(now), "time": now, "kind": ending}
+    # Atomically: the launcher cannot read half a file.
+    write_json(path, record | {"lines": lines, "traceback": trace})
 
 
 def _end_with_launcher() -> None:
@@ -279,14 +249,111 @@ def _end_with_launcher() -> None:
 # -- several machines ----------------------------------------------------------------------------
 
 
-def join(place: Place, patience: float | None) -> None:
-    """On another machine: take part in what machine 0 runs, one stage after the other.
+@dataclass(frozen=True)
+class Place:
+    """Which of the machines this is, and where machine 0 listens."""
 
-    A stage that fails is machine 0's affair; this machine waits for the next.
+    machine: int
+    address: str
+    port: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], machines: int) -> Place:
+        """Read NODE_RANK, MASTER_ADDR and MASTER_PORT.
+
+        Raises:
+            UserError: one is missing or makes no sense.
+        """
+        address = environment.get("MASTER_ADDR")
+        if not address:
+            problem = f"launch.machines is {machines}, but nothing says where machine 0 is"
+            fix = f"set it to machine 0's name or address; {_DOCS}"
+            raise UserError(problem, where="MASTER_ADDR", fix=fix)
+        machine = _number(environment, "NODE_RANK", None, machines - 1)
+        return cls(machine, address, _number(environment, "MASTER_PORT", str(PORT), 65535))
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}"
+
+
+def _number(environment: Mapping[str, str], name: str, default: str | None, most: int) -> int:
+    text = environment.get(name, default)
+    if text is None or not text.isdecimal() or int(text) > most:
+        problem = "is not set" if text is None else f"{text!r} is invalid"
+        fix = f"set it to a number from 0 to {most}; {_DOCS}"
+        raise UserError(problem, where=name, fix=fix)
+    return int(text)
+
+
+@contextlib.contextmanager
+def announced(label: str, command: Sequence[str], machines: int, place: Place) -> Iterator[None]:
+    """On machine 0: tell the other machines what runs, and wait until all of them are there.
+
+    Args:
+        label: what the stage is called in messages.
+        command: its command line, without `prlhf`.
+        machines: how many there are, including this one.
+        place: where this machine listens while the context lasts.
+
+    Raises:
+        UserError: it cannot listen there.
+    """
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+    try:
+        store = TCPStore(
+            place.address, place.port, is_master=True, wait_for_workers=False, multi_tenant=True
+        )
+    except DistError as error:
+        problem = f"cannot listen at {place}: {str(error).splitlines()[0]}"
+        fix = "MASTER_ADDR is this machine's address, MASTER_PORT a free port of it"
+        raise UserError(problem, where=label, fix=fix) from error
+    run = {"run": uuid.uuid4().hex, "label": label, "command": list(command)}
+    store.set(_RUN, json.dumps(run))
+    others = [f"{_RUN}/{machine}" for machine in range(1, machines)]
+    say(f"{label}: waiting for {len(others)} more machine{'s'[: len(others) - 1]} at {place}")
+    while not store.check(others):
+        time.sleep(_POLL)
+    yield
+
+
+def next_run(place: Place, last: str | None, patience: float | None) -> dict[str, Any] | None:
+    """On another machine: what machine 0 runs next, as soon as it runs something.
 
     Args:
         place: this machine, and where machine 0 listens.
-        patience: seconds without work until this returns; None for any time.
+        last: the id of the run that this machine last took part in.
+        patience: seconds to wait at most; None to wait for ever.
+
+    Returns:
+        Its `run` (an id), `label` and `command`; None if nothing came.
+    """
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+    deadline = None if patience is None else time.monotonic() + patience
+    where, timeout = (place.address, place.port), timedelta(seconds=1)
+    while deadline is None or time.monotonic() < deadline:
+        # Until somebody listens: the store would print lengthy warnings.
+        with contextlib.suppress(DistError, OSError):
+            socket.create_connection(where, timeout=1).close()
+            store = TCPStore(*where, is_master=False, wait_for_workers=False, timeout=timeout)
+            if store.check([_RUN]):
+                found: dict[str, Any] = json.loads(store.get(_RUN))
+                if found["run"] != last:
+                    store.set(f"{_RUN}/{place.machine}", "here")
+                    return found
+        time.sleep(_POLL)
+    return None
+
+
+def follow(place: Place, patience: float | None) -> None:
+    """On another machine: take part in what machine 0 runs, one stage after the other.
+
+    A stage that fails is reported by machine 0; this machine waits for the next.
+
+    Args:
+        place: this machine, and where machine 0 listens.
+        patience: seconds without work until this returns; None to wait for ever.
     """
     from prlhf.params import load
 
@@ -306,9 +373,8 @@ def join(place: Place, patience: float | None) -> None:
 
 
 def _checked(command: list[str]) -> list[str]:
-    """A command from the network, which may run a stage and nothing else."""
-    shared = [stage for stage in STAGES if stage.shared and stage.command == command[0]]
+    """A command from the network: only a stage may be run."""
     method = command[2] if len(command) == 3 else None
-    if not shared or shared[0].arguments(method) != command:
+    if command not in [stage.arguments(method) for stage in STAGES if stage.shared]:
         raise UserError(f"machine 0 asks for {command}, which is no stage", where="prlhf join")
     return command

@@ -1,256 +1,63 @@
 """`prlhf simulate`: sample the responses behind the built-in data sets from a base model.
 
-Following the paper's synthetic tasks in small form, every prompt is answered by the base model
-itself under opposed instructions (a system message and two worked examples). The instruction is
-forgotten afterwards: users of the built-in data sets prefer one kind of answer, and P-DPO has to
-find out which from their choices alone. Only answers that ended by themselves and keep to their
-recipe's bounds are kept, so nothing is cut off for the sake of length.
+This follows the paper's synthetic tasks on a small scale: the base model answers every prompt under
+opposed instructions (a system message and two worked examples). Users of the built-in data sets
+prefer one kind of answer, and P-DPO has to find out which from their choices alone, because it does
+not see the instruction. Only answers that ended by themselves and satisfy their recipe are kept, so
+none is cut off.
 """
-
-from __future__ import annotations
 
 import gzip
 import json
-import re
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor
 
-from prlhf.errors import UserError
-from prlhf.io import atomic_path
+from prlhf.generation import decoding, sample
+from prlhf.infra.errors import UserError
+from prlhf.infra.io import atomic_path
+from prlhf.infra.progress import say
 from prlhf.models.base import BaseModel, encode_messages, load_base
-from prlhf.models.generation import Sampling, complete
-from prlhf.progress import say
+from prlhf.tasks import Recipe, built_in_tasks
 
-SAMPLING_TEMPERATURE = 0.7
-SAMPLING_TOP_P = 0.9
-BATCH_SIZE = 32
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One way of answering: what the model is told and which answers are kept.
-
-    Bounds are inclusive; `max_tokens` is also where sampling gives up on an answer.
-    """
-
-    instruction: str
-    system: str
-    examples: tuple[tuple[str, str], ...]
-    min_words: int
-    max_words: int
-    max_tokens: int
-    max_sentences: int = 99
-
-    def accepts(self, text: str) -> bool:
-        words = len(text.split())
-        return (
-            self.min_words <= words <= self.max_words
-            and "\n" not in text
-            and text.rstrip()[-1:] in tuple('.!?"')
-            and count_sentences(text) <= self.max_sentences
-        )
-
-
-def count_sentences(text: str) -> int:
-    return len([part for part in re.split(r"[.!?]+(?:\s|$)", text) if part.strip()])
-
-
-SOUP = "How can I keep soup warm for longer?"
-LEAVES = "Why do leaves fall in autumn?"
-
-LENGTH = (
-    Recipe(
-        "short",
-        "Answer in one short sentence.",
-        (
-            (SOUP, "Pour it into a vacuum flask that you have warmed with hot water."),
-            (LEAVES, "Trees drop their leaves to save water during the cold months."),
-        ),
-        min_words=6,
-        max_words=22,
-        max_tokens=40,
-        max_sentences=1,
-    ),
-    Recipe(
-        "long",
-        "Answer in one full paragraph of three or four sentences.",
-        (
-            (
-                SOUP,
-                "Pour the soup into a vacuum flask, because the empty space between its walls "
-                "lets very little heat escape. Warm the flask first by filling it with boiling "
-                "water for a few minutes. Fill it to the top, since air inside cools the soup, "
-                "and close the lid at once. Treated this way, the soup will still be hot at "
-                "lunch.",
-            ),
-            (
-                LEAVES,
-                "As the days grow shorter, trees make less sugar in their leaves and begin to "
-                "draw the useful parts back into the branches. Then a thin layer of cells grows "
-                "at the base of each stem and cuts off its water. The leaf dries and the wind "
-                "takes it away. Without leaves, the tree loses less water through the winter.",
-            ),
-        ),
-        min_words=40,
-        max_words=75,
-        max_tokens=110,
-    ),
-)
-
-STYLE = (
-    Recipe(
-        "simple",
-        "Explain it to a young child, in short and easy words.",
-        (
-            (SOUP, "Put the soup in a special bottle that keeps it hot, and shut the lid tight!"),
-            (LEAVES, "Trees get sleepy when it is cold, so they let go of their leaves and rest."),
-        ),
-        min_words=8,
-        max_words=45,
-        max_tokens=70,
-    ),
-    Recipe(
-        "expert",
-        "Explain it to an expert, with precise technical terms.",
-        (
-            (
-                SOUP,
-                (
-                    "Minimise conductive and convective losses with a preheated, evacuated "
-                    "double-walled vessel, and limit the headspace to reduce evaporative cooling."
-                ),
-            ),
-            (
-                LEAVES,
-                "Decreasing photoperiod lowers auxin flux, which sensitises the abscission zone "
-                "to ethylene; enzymatic hydrolysis of the middle lamella then detaches the "
-                "petiole.",
-            ),
-        ),
-        min_words=8,
-        max_words=45,
-        max_tokens=80,
-    ),
-    Recipe(
-        "concise",
-        "Answer in one short sentence.",
-        LENGTH[0].examples,
-        min_words=5,
-        max_words=20,
-        max_tokens=40,
-        max_sentences=1,
-    ),
-    Recipe(
-        "thorough",
-        "Answer in one full paragraph of three or four sentences.",
-        LENGTH[1].examples,
-        min_words=40,
-        max_words=75,
-        max_tokens=110,
-    ),
-    Recipe(
-        "warm",
-        "Be warm, friendly and encouraging.",
-        (
-            (
-                SOUP,
-                (
-                    "What a lovely question! Try a good flask, my friend, and your soup will stay "
-                    "nice and cosy until lunch. Enjoy every spoonful!"
-                ),
-            ),
-            (
-                LEAVES,
-                (
-                    "I love that you noticed! Trees let go of their leaves to rest for the winter, "
-                    "and they will be so happy to greet you with new ones in spring!"
-                ),
-            ),
-        ),
-        min_words=8,
-        max_words=45,
-        max_tokens=70,
-    ),
-    Recipe(
-        "curt",
-        "Be cold, blunt and impatient.",
-        (
-            (SOUP, "Use a flask. Obviously. It holds heat, and that is all there is to say."),
-            (LEAVES, "It is cold. They drop them to save water. Anyone could look that up."),
-        ),
-        min_words=8,
-        max_words=45,
-        max_tokens=70,
-    ),
-)
-
-DATASETS = {"length": LENGTH, "style": STYLE}
+TEMPERATURE: Final = 0.7
+TOP_P: Final = 0.9
+BATCH_SIZE: Final = 32
 
 
 def run(
-    name: str,
-    *,
-    base: Path,
-    prompts: Path,
-    out: Path,
-    seed: int,
-    keep: int = 2,
-    rounds: int = 6,
+    name: str, *, base: Path, prompts: Path, out: Path, seed: int, keep: int = 2, rounds: int = 6
 ) -> None:
-    """Sample answers to every prompt under every instruction of data set `name`.
+    """Sample answers to every prompt under every instruction of a task.
 
     Args:
         name: `length` or `style`.
         base: directory of the base model.
-        prompts: text file, one prompt a line.
-        out: `.jsonl.gz` to write: `prompt_id, prompt, instruction, response, tokens` a line.
+        prompts: text file, one prompt per line.
+        out: `.jsonl.gz` to write: `prompt_id, prompt, instruction, response, tokens` per line.
         seed: seed of the sampling; the same seed on the same machine gives the same file.
         keep: answers to keep for every prompt and instruction.
-        rounds: how often to try again for prompts that still lack answers.
+        rounds: how often to try again for prompts that have too few answers.
 
     Raises:
-        UserError: unknown data set, or no prompts.
+        UserError: the task is unknown, or there are no prompts.
     """
-    if name not in DATASETS:
-        raise UserError(f"unknown data set {name!r}", fix=f"use one of {', '.join(DATASETS)}")
-    questions = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
-    if not any(questions):
+    tasks = built_in_tasks()
+    if name not in tasks:
+        raise UserError(f"unknown data set {name!r}", fix=f"use one of {', '.join(tasks)}")
+    lines = prompts.read_text(encoding="utf-8").splitlines()
+    questions = {i: line.strip() for i, line in enumerate(lines) if line.strip()}
+    if not questions:
         raise UserError("holds no prompts", where=prompts, fix="write one prompt a line")
     lm = load_base(base)
     rows: list[dict[str, object]] = []
-    for number, recipe in enumerate(DATASETS[name]):
-        found: dict[int, list[tuple[str, int]]] = {i: [] for i, q in enumerate(questions) if q}
-        encoded = {
-            i: encode_messages(lm.tokenizer, _conversation(recipe, questions[i])) for i in found
-        }
-        for attempt in range(rounds):
-            short_of = [i for i, kept in found.items() for _ in range(keep - len(kept))]
-            if not short_of:
-                break
-            completions = complete(
-                lm.model,
-                [len(encoded[i]) for i in short_of],
-                partial(_embedded, lm, [encoded[i] for i in short_of]),
-                sampling=Sampling(recipe.max_tokens, SAMPLING_TEMPERATURE, SAMPLING_TOP_P),
-                eos=int(lm.tokenizer.eos_token_id),
-                seed=seed + 1_000_003 * number + 10_007 * attempt,
-                batch_size=BATCH_SIZE,
-                label=f"{name}/{recipe.instruction}, round {attempt + 1}",
-            )
-            for i, completion in zip(short_of, completions, strict=True):
-                text = lm.tokenizer.decode(completion.ids, skip_special_tokens=True).strip()
-                known = {kept for kept, _ in found[i]}
-                if completion.finished and recipe.accepts(text) and text not in known:
-                    found[i].append((text, len(completion.ids)))
-        lacking = sum(not kept for kept in found.values())
-        say(
-            f"{recipe.instruction}: {sum(map(len, found.values()))} answers, {lacking} prompts none"
-        )
+    for number, recipe in enumerate(tasks[name].recipes):
+        own_seed, label = seed + 1_000_003 * number, f"{name}/{recipe.instruction}"
+        found = _answers(lm, recipe, questions, own_seed, label, keep=keep, rounds=rounds)
+        count, without = sum(map(len, found.values())), sum(not kept for kept in found.values())
+        say(f"{recipe.instruction}: {count} answers, {without} prompts without an answer")
         rows += [
             {
                 "prompt_id": i,
@@ -260,24 +67,60 @@ def run(
                 "tokens": tokens,
             }
             for i, kept in found.items()
-            for text, tokens in kept
+            for text, tokens in kept.items()
         ]
     rows.sort(key=lambda row: (row["prompt_id"], row["instruction"], row["response"]))
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    written = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with atomic_path(out) as temporary:
-        temporary.write_bytes(gzip.compress(lines.encode("utf-8"), 9, mtime=0))
+        temporary.write_bytes(gzip.compress(written.encode("utf-8"), 9, mtime=0))
 
 
-def _embedded(lm: BaseModel, prompts: list[list[int]], row: int) -> Tensor:
-    ids = torch.tensor(prompts[row], device=lm.device)
-    return cast(Tensor, lm.model.get_input_embeddings()(ids))
+def _answers(
+    lm: BaseModel,
+    recipe: Recipe,
+    questions: dict[int, str],
+    seed: int,
+    label: str,
+    *,
+    keep: int,
+    rounds: int,
+) -> dict[int, dict[str, int]]:
+    """For each question up to `keep` different answers, with their numbers of tokens."""
+    found: dict[int, dict[str, int]] = {i: {} for i in questions}
+    encoded = {
+        i: encode_messages(lm.tokenizer, _conversation(recipe, question))
+        for i, question in questions.items()
+    }
+    eos = int(lm.tokenizer.eos_token_id)
+    config = decoding(eos, max_new_tokens=recipe.max_tokens, temperature=TEMPERATURE, top_p=TOP_P)
+    for attempt in range(rounds):
+        missing = [i for i, kept in found.items() for _ in range(keep - len(kept))]
+        if not missing:
+            break
+
+        def prefix(row: int, missing: list[int] = missing) -> Tensor:
+            ids = torch.tensor(encoded[missing[row]], device=lm.device)
+            return cast(Tensor, lm.model.get_input_embeddings()(ids))
+
+        completions = sample(
+            lm.model,
+            [len(encoded[i]) for i in missing],
+            prefix,
+            config=config,
+            seed=seed + 10_007 * attempt,
+            batch_size=BATCH_SIZE,
+            label=f"{label}, round {attempt + 1}",
+        )
+        for i, completion in zip(missing, completions, strict=True):
+            text = lm.tokenizer.decode(completion.ids, skip_special_tokens=True).strip()
+            if completion.finished and recipe.accepts(text):
+                found[i].setdefault(text, len(completion.ids))
+    return found
 
 
 def _conversation(recipe: Recipe, question: str) -> list[dict[str, str]]:
     turns = [{"role": "system", "content": recipe.system}]
     for asked, answered in recipe.examples:
-        turns += [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": answered},
-        ]
+        turns.append({"role": "user", "content": asked})
+        turns.append({"role": "assistant", "content": answered})
     return [*turns, {"role": "user", "content": question}]

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.page import bars, number, publish, replaced, size, table, times
-from prlhf.errors import UserError
+from prlhf.infra.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = """# Title

@@ -190,7 +190,7 @@ def test_what_is_not_committed(project: Project, runs, tmp_path: Path):
     git(changed, *who, "commit", "--quiet", "--all", "--message", "More to read")
     assert "kinds: 2 of 2 runs are there already" in changed.run("prlhf", "ablate", "kinds").err
     # What a stage reads makes them anew.
-    changed.edit("src/prlhf/evaluation/tables.py", lambda text: f"{text}\n# Changed.\n")
+    changed.edit("src/prlhf/metrics/tables.py", lambda text: f"{text}\n# Changed.\n")
     git(changed, *who, "commit", "--quiet", "--all", "--message", "Other code")
     result = changed.run("prlhf", "ablate", "kinds", "--no-run")
     assert result.err.splitlines() == ["kinds: no runs to compare"]

@@ -45,7 +45,7 @@ def test_all_methods_run_beside_each_other(project: Project):
     # Each is a model of its own. Without any training users' words change what is likely.
     assert len({metrics["fluency"][name]["mean_nll"] for name in trained}) == len(trained)
     assert metrics["fluency"]["prompted"]["mean_nll"] != metrics["fluency"]["base"]["mean_nll"]
-    own = ["pdpo", "dpo_groups", "dpo_text", "pdpo_individual", "pdpo_text", "prompted"]
+    own = ["pdpo", *MORE, "prompted"]
     assert set(metrics["win_rate"]) == {
         f"{name}_vs_{other}"
         for place, name in enumerate(own, 1)

@@ -20,20 +20,24 @@ def lines(rows: list[dict[str, str]]) -> list[str]:
 
 def malformed(path: Path) -> None:
     rows = lines(feedback())
-    path.write_text("\n".join([*rows[:2], rows[2][:-9], *rows[3:]]))
+    path.write_text("\n".join([*rows[:2], rows[2][:-9], *rows[3:]]), encoding="utf-8")
 
 
 def without_column(path: Path) -> None:
-    path.write_text("\n".join(row.replace("chosen", "choosen") for row in lines(feedback())))
+    path.write_text(
+        "\n".join(row.replace("chosen", "choosen") for row in lines(feedback())), encoding="utf-8"
+    )
 
 
 def wrong_type(path: Path) -> None:
     rows = feedback()
-    path.write_text("\n".join(lines([rows[0], rows[1] | {"rejected": 5}, *rows[2:]])))
+    path.write_text(
+        "\n".join(lines([rows[0], rows[1] | {"rejected": 5}, *rows[2:]])), encoding="utf-8"
+    )
 
 
 def empty(path: Path) -> None:
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
 
 
 def not_utf8(path: Path) -> None:

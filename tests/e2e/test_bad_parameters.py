@@ -30,13 +30,13 @@ def test_every_mistake_is_named_with_its_line_and_what_was_meant(own_data: Proje
         f"{where}:{noise}: data.label_noise: must be a number (from 0 to below 0.5), not 0.9",
         f"{where}:{loss}: train.loss: must be sigmoid, ipo, hinge or robust, "
         'not the text "sigmoyd"',
-        f"{where}:{rate}: train.lora_rl: unknown key (did you mean train.lora_lr?)",
+        f"{where}:{rate}: optimizer.lora_rl: unknown key (did you mean optimizer.lora_lr?)",
     ]
     assert own_data.run("prlhf", "params", "check", status=2).errors == result.errors
 
 
 def test_broken_yaml_is_named_with_its_line(own_data: Project):
-    own_data.edit("params.yaml", lambda text: text.replace("\nmodel:\n", "\nmodel: [\n"))
+    own_data.edit("params.yaml", lambda text: text.replace("\nmodel: ", "\nmodel: [ ", 1))
     [line] = own_data.run("prlhf", "ingest", status=2).errors
     assert line.startswith("error: params.yaml:")
     assert "is not valid YAML" in line
@@ -44,10 +44,10 @@ def test_broken_yaml_is_named_with_its_line(own_data: Project):
 
 def test_a_model_without_the_layers_for_lora(project: Project):
     earlier = project.digests(*RESULTS)
-    project.set({"train.lora.targets": ["nope"]})
+    project.set({"optimizer.lora.targets": ["nope"]})
     result = project.run("prlhf", "train", "--method", "pdpo", status=2)
     assert result.errors == [
-        "error: train.lora.targets: no layer is called 'nope'; this llama model has down_proj, "
+        "error: optimizer.lora.targets: no layer is called 'nope'; this llama model has down_proj, "
         "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj (use auto, all or some of these)"
     ]
     assert project.digests(*RESULTS) == earlier

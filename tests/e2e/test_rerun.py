@@ -17,22 +17,16 @@ SCORE = {"score@base", "score@dpo", "score@pdpo"}
 AFTER_TRAIN = (GENERATE | SCORE) - {"generate@base", "score@base"}
 AFTER_TRAIN |= {"judge", "evaluate", "report"}
 
-# What is stale at once; what follows from changed results shows only as they change.
+# What is stale at once; what follows from changed results shows only as they change. For edits of
+# the code tests/stages/test_edits.py has more of this.
 MODULES = {
-    "src/prlhf/models/resolve.py": {"base_model"},
-    "src/prlhf/data/sources.py": {"ingest"},
-    "src/prlhf/data/checks.py": {"validate"},
     "src/prlhf/models/user_model.py": {"reference", "pretrain_user_model"}
     | TRAIN
     | GENERATE
     | SCORE,
-    "src/prlhf/training/pretrain.py": {"pretrain_user_model", "judge"},
-    "src/prlhf/training/finetune.py": TRAIN,
-    "src/prlhf/evaluation/scoring.py": SCORE,
-    "src/prlhf/evaluation/judges.py": {"judge"},
-    "src/prlhf/evaluation/wins.py": {"evaluate"},
-    "src/prlhf/evaluation/templates/report.css": {"report"},
-    "src/prlhf/cli.py": set(),
+    "src/prlhf/judging/judges.py": {"judge"},
+    "src/prlhf/report/templates/report.css": {"report"},
+    "src/prlhf/infra/errors.py": set(),
 }
 # The report shows all of params.yaml.
 PARAMETERS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ from e2e_project import PATIENCE, Project, Result, stop
 from flow_project import FlowProject, free_port, name_of
 from safetensors.torch import load_file
 
-from prlhf.models.user_model_files import load_user_model
+from prlhf.models.user_model import load_user_model
 
 pytestmark = pytest.mark.e2e
 
@@ -164,8 +165,8 @@ def test_a_model_spread_over_two_processes_gives_the_results_of_one(
             {
                 "methods.pdpo_individual.text": True,
                 "user_model.offset_penalty": 0.1,
-                "train.term_sampling": True,
-                "train.length_bucketing": True,
+                "optimizer.term_sampling": True,
+                "optimizer.length_bucketing": True,
             },
         ),
     ],
@@ -173,7 +174,7 @@ def test_a_model_spread_over_two_processes_gives_the_results_of_one(
 def test_every_way_of_training_gives_the_results_of_one_process(
     project: Project, tmp_path: Path, method: str, strategies: tuple[str, ...], changes: dict
 ):
-    project.set({"train.max_steps": 12} | changes)
+    project.set({"optimizer.max_steps": 12} | changes)
     shared = {name: project.copy_to(tmp_path / name) for name in strategies}
     project.run("prlhf", "train", "--method", method)
     for strategy, copy in shared.items():
@@ -186,13 +187,15 @@ def test_a_reward_model_of_two_processes_is_that_of_one(project: Project, tmp_pa
     section = {"max_steps": 12, "batch_size": 8, "micro_batch_size": 2, "eval_every": 6}
     section |= {"term_sampling": True, "length_bucketing": True}
     project.set({"reward_models": ["pdpo"]})
-    project.set({f"train_reward_model.{key}": value for key, value in section.items()})
+    project.set({f"optimizer.{key}": value for key, value in section.items()})
     shared = {name: project.copy_to(tmp_path / name) for name in ("ddp", "fsdp")}
     project.run("prlhf", "train-reward-model", "--method", "pdpo")
+    project.run("prlhf", "score-rewards", "--method", "pdpo")
     scores = "data/scores/reward_pdpo/pairs.parquet"
     for strategy, copy in shared.items():
         copy.set({"launch.processes": 2, "launch.strategy": strategy})
         copy.run("prlhf", "train-reward-model", "--method", "pdpo")
+        copy.run("prlhf", "score-rewards", "--method", "pdpo")
         assert_same_model(copy, project, "reward_pdpo", "reward_models/pdpo")
         places = [p / "models/reward_pdpo" for p in (copy, project)]
         assert_same_weights(*places, "reward_head.safetensors")
@@ -200,14 +203,13 @@ def test_a_reward_model_of_two_processes_is_that_of_one(project: Project, tmp_pa
         assert tables[1]["margin"].abs().max() > 1e-3
         pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-5)
 
-    made = [f"data/scores/reward_pdpo/{name}" for name in ("rewards.parquet", "about.json")]
-    project.run("prlhf", "score-rewards", "--method", "pdpo")
-    wanted = project.digests(*made)
-    for name in made:
-        (project / name).unlink()
+    folder = "data/scores/reward_pdpo"
+    wanted = project.digests(folder)
+    assert len(wanted) == 3
+    shutil.rmtree(project / folder)
     project.set({"launch.processes": 2, "launch.strategy": "fsdp"})
     project.run("prlhf", "score-rewards", "--method", "pdpo")
-    assert project.digests(*made) == wanted
+    assert project.digests(folder) == wanted
 
 
 def test_a_flow_shares_a_stage_and_tells_of_a_killed_process(

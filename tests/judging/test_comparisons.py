@@ -8,19 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prlhf.evaluation.answers import meetings
-from prlhf.evaluation.comparisons import (
+from prlhf.judging.comparisons import (
     KEYS,
     comparisons,
     judge,
     judge_choices,
-    strangers,
-    verdicts,
+    judged_unseen_users,
+    meetings,
+    settle,
 )
-from prlhf.evaluation.judges import ORACLES
-from prlhf.evaluation.statistics import Bootstrap
-from prlhf.evaluation.tree import MetricTree
-from prlhf.evaluation.wins import Verdicts, cohens_kappa, put_judges, put_win_rates, raw_agreement
+from prlhf.judging.judges import get_oracle
+from prlhf.metrics.bootstrap import Bootstrap, MetricTree
+from prlhf.metrics.preferences import (
+    Verdicts,
+    cohens_kappa,
+    put_judges,
+    put_win_rates,
+    raw_agreement,
+)
 
 ORDER = {"base": False, "dpo": False, "pdpo": True}
 
@@ -68,7 +73,7 @@ class Contrary:
 
     def verdicts(self, questions):
         self.asked += list(zip(questions["user_id"], questions["prompt_id"], strict=True))
-        found = -ORACLES["length"].verdicts(questions)["verdict"]
+        found = -get_oracle("length").verdicts(questions)["verdict"]
         found = found.mask((questions["user_id"] == self.speechless).to_numpy())
         return pd.DataFrame({"verdict": found, "reason": "because"})
 
@@ -128,7 +133,7 @@ def test_without_a_personalised_method_nothing_meets():
 def test_broken_answers_lose_and_equal_ones_tie_before_a_judge_is_asked():
     contrary = Contrary()
     judged = judge(
-        comparisons(measured(), ORDER, UNSEEN), {"oracle": ORACLES["length"], "llm": contrary}
+        comparisons(measured(), ORDER, UNSEEN), {"oracle": get_oracle("length"), "llm": contrary}
     )
     rows = judged.table.set_index(["other", "user_id", "prompt_id"])
     assert list(judged.table.columns) == [*KEYS, "asked", "verdict", "verdict_llm", "reason"]
@@ -152,9 +157,16 @@ def test_broken_answers_lose_and_equal_ones_tie_before_a_judge_is_asked():
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
 def test_broken_texts_lose_to_healthy_ones_and_tie_with_each_other(pairs):
-    first, second = (np.array(side) for side in zip(*pairs, strict=True))
-    wanted = {(True, False): 1, (False, True): -1, (True, True): 0, (False, False): 0}
-    assert verdicts(first, second).tolist() == [wanted[pair] for pair in pairs]
+    state = {True: "healthy", False: "degenerate"}
+    table = pd.DataFrame({"first": "a", "second": "b"}, index=range(len(pairs)))
+    table["first_state"], table["second_state"] = zip(
+        *[(state[first], state[second]) for first, second in pairs], strict=True
+    )
+    wanted = {(True, False): 1, (False, True): -1, (True, True): None, (False, False): 0}
+    found = [None if pd.isna(value) else value for value in settle(table)]
+    assert found == [wanted[pair] for pair in pairs]
+    equal = settle(table.assign(second="a"))
+    assert equal.tolist() == [wanted[pair] or 0 for pair in pairs]
 
 
 def choices(n=6):
@@ -173,7 +185,7 @@ def choices(n=6):
 
 def test_a_costly_judge_is_asked_about_a_sample_of_choices():
     contrary = Contrary()
-    judges = {"oracle": ORACLES["length"], "llm": contrary}
+    judges = {"oracle": get_oracle("length"), "llm": contrary}
     found = judge_choices(choices(), judges, {"llm": 2}, pd.Series([5, 4, 3, 2, 1, 0]))
     assert found["verdict"].tolist() == [1] * 6
     # The first two by that order, of those that it knows the users of.
@@ -187,9 +199,9 @@ def test_a_costly_judge_is_asked_about_a_sample_of_choices():
 def test_held_out_users_are_spread_over_their_groups():
     users = pd.DataFrame({"user_id": list("abcdef"), "group": list("xxyyzz"), "seen": False})
     users.loc[6] = ["known", "x", True]
-    assert strangers(users, [], None)["user_id"].tolist() == list("abcdef")
-    assert strangers(users, [], 6)["user_id"].tolist() == list("abcdef")
-    assert strangers(users.iloc[::-1], [], 3)["group"].tolist() == ["x", "y", "z"]
+    assert judged_unseen_users(users, [], None)["user_id"].tolist() == list("abcdef")
+    assert judged_unseen_users(users, [], 6)["user_id"].tolist() == list("abcdef")
+    assert judged_unseen_users(users.iloc[::-1], [], 3)["group"].tolist() == ["x", "y", "z"]
 
 
 def test_held_out_users_are_those_whom_every_method_answered():
@@ -198,9 +210,9 @@ def test_held_out_users_are_those_whom_every_method_answered():
         answers([("unseen", user, None, "p1", "a", "healthy") for user in answered])
         for answered in ("", "fca", "bcf")
     )
-    assert strangers(users, [everybody], None)["user_id"].tolist() == list("abcdef")
-    assert strangers(users, [everybody, some], None)["user_id"].tolist() == list("acf")
-    assert strangers(users, [some, others], 5)["user_id"].tolist() == list("cf")
+    assert judged_unseen_users(users, [everybody], None)["user_id"].tolist() == list("abcdef")
+    assert judged_unseen_users(users, [everybody, some], None)["user_id"].tolist() == list("acf")
+    assert judged_unseen_users(users, [some, others], 5)["user_id"].tolist() == list("cf")
 
 
 def test_comparisons_without_a_verdict_are_no_ties():
@@ -280,7 +292,7 @@ def test_comparisons_that_no_judge_was_asked_about_are_no_agreement():
 
 
 def test_one_judge_alone_leaves_the_metrics_as_they_are():
-    table = judge(comparisons(measured(), ORDER, UNSEEN), {"oracle": ORACLES["length"]}).table
+    table = judge(comparisons(measured(), ORDER, UNSEEN), {"oracle": get_oracle("length")}).table
     tree = MetricTree(Bootstrap(seed=0, replicates=20))
     put_judges(tree, Verdicts(table, choices().assign(verdict=1), ["oracle"]))
     assert tree.values == {}

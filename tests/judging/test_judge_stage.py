@@ -12,7 +12,8 @@ import pytest
 from chat_server import ChatServer, Exchange, longer, verdict
 from prlhf.cli import execute
 from prlhf.params import CompareParams, EvaluateParams, JudgeParams, Params, load
-from prlhf.stages import evaluate, judge
+from prlhf.report.summary import render
+from prlhf.stages import evaluate, judge, report
 from synthetic_run import write_features, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +31,10 @@ def params() -> Params:
     return load(ROOT / "params.yaml")
 
 
-def judge_params(llm=None, reward_model=None, **changes) -> JudgeParams:
+def judge_params(llm=None, feature_reward=None, **changes) -> JudgeParams:
     settings = params().judge.model_dump()
     settings["llm"] |= llm or {}
-    settings["reward_model"] |= reward_model or {}
+    settings["feature_reward"] |= feature_reward or {}
     return JudgeParams(**settings | changes)
 
 
@@ -42,16 +43,16 @@ def evaluate_params() -> EvaluateParams:
 
 
 def run(settings: JudgeParams) -> None:
-    judge.run(seed=7, compare=COMPARE, judge=settings)
+    judge.run(seed=7, compared=COMPARE.all, judge=settings)
 
 
 def metrics() -> dict:
     evaluate.run(seed=7, compare=COMPARE, reward_models=[], evaluate=evaluate_params())
-    return json.loads(Path("reports/metrics.json").read_text())
+    return json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))
 
 
 def about() -> dict:
-    return json.loads(Path("data/judged/judge.json").read_text())
+    return json.loads(Path("data/judged/judge.json").read_text(encoding="utf-8"))
 
 
 def verdicts() -> pd.DataFrame:
@@ -73,6 +74,36 @@ def test_the_oracle_is_the_judge_of_the_built_in_data(work, capsys):
     assert len(pd.read_parquet("data/judged/choices.parquet")) == 120
     assert "takes 1.000 of 120 choices as users did" in capsys.readouterr().err
     assert "judges" not in metrics()
+
+
+def test_methods_of_other_names_give_a_full_report(work):
+    write_run(work, methods=("plain", "mine"), personalised=("mine",))
+    names = ["base", "plain", "mine"]
+    judge.run(seed=7, compared=names, judge=judge_params())
+    evaluate.run(
+        seed=7,
+        compare=CompareParams(trained=names[1:], all=names),
+        reward_models=[],
+        evaluate=evaluate_params().model_copy(update={"baseline": "plain", "subject": "mine"}),
+    )
+    report.run()
+    found, about, headline = (
+        json.loads(Path(f"reports/{name}.json").read_text(encoding="utf-8"))
+        for name in ("metrics", "evaluation", "headline")
+    )
+    assert set(found["accuracy_gain"]) == {"mine_vs_plain"}
+    assert set(found["generic_gain"]) == {"mine_vs_plain"}
+    assert set(found["win_rate"]) == {"mine_vs_base", "mine_vs_plain"}
+    assert headline["mine"]["win_rate"] == found["win_rate"]["mine_vs_plain"]["win_rate"] > 0.5
+    assert (about["baseline"], about["subject"]) == ("plain", "mine")
+    assert [method["name"] for method in about["methods"]] == names
+    lines = render(found, about).splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["Base", "plain", "mine"]
+    assert any(line.startswith("mine over plain: +") for line in lines)
+    assert any(line.startswith("mine against plain, wins: ") for line in lines)
+    page = Path("reports/report.html").read_text(encoding="utf-8")
+    assert "Yes" in page
+    assert "against plain" in page
 
 
 def test_no_judge(work):
@@ -106,28 +137,28 @@ def test_fewer_held_out_users(work):
 def test_a_reward_model_beside_the_oracle(work):
     write_run(work)
     write_features(work)
-    run(judge_params(kind="reward_model", also=["oracle"], reward_model={"steps": 60}))
+    run(judge_params(kind="feature_reward", also=["oracle"], feature_reward={"steps": 60}))
     found = verdicts()
     assert list(found.columns) == [*COLUMNS, "probability", "verdict_oracle"]
-    assert about()["details"]["reward_model"]["splits"] == ["validation", "test", "unseen"]
+    assert about()["details"]["feature_reward"]["splits"] == ["validation", "test", "unseen"]
     figures = metrics()
     assert figures["judge_agreement"]["all"] > 0.95
     assert figures["judges"]["oracle"]["choices"] == 1.0
-    assert figures["judges"]["reward_model"]["choices"] == figures["judge_agreement"]["all"]
-    pair = figures["judges"]["reward_model_vs_oracle"]
+    assert figures["judges"]["feature_reward"]["choices"] == figures["judge_agreement"]["all"]
+    pair = figures["judges"]["feature_reward_vs_oracle"]
     assert 0.7 < pair["kappa"] < pair["agreement"] < 1
     assert pair["comparisons"] == found["asked"].sum()
-    assert figures["interval"]["judges"]["reward_model_vs_oracle"]["kappa"]["low"] < pair["kappa"]
+    assert figures["interval"]["judges"]["feature_reward_vs_oracle"]["kappa"]["low"] < pair["kappa"]
     first = Path("data/judged/verdicts.parquet").read_bytes()
-    run(judge_params(kind="reward_model", also=["oracle"], reward_model={"steps": 60}))
+    run(judge_params(kind="feature_reward", also=["oracle"], feature_reward={"steps": 60}))
     assert Path("data/judged/verdicts.parquet").read_bytes() == first
 
 
 def test_a_reward_model_speaks_for_users_of_no_group(work):
     write_run(work, task=None, grouped=False)
     write_features(work)
-    run(judge_params(kind="reward_model", reward_model={"pairs": "all", "steps": 60}))
-    assert "train" in about()["details"]["reward_model"]["splits"]
+    run(judge_params(kind="feature_reward", feature_reward={"pairs": "all", "steps": 60}))
+    assert "train" in about()["details"]["feature_reward"]["splits"]
     found = metrics()["win_rate"]["pdpo_vs_dpo"]
     assert found["comparisons"] == 300
     assert "groups" not in found
@@ -228,7 +259,7 @@ def test_answers_of_the_judge_that_cannot_be_read_are_counted_apart(work, server
     figures = metrics()
     seen = found[(found["other"] == "dpo") & found["seen"]]
     assert figures["win_rate"]["pdpo_vs_dpo"]["comparisons"] == seen["verdict"].notna().sum()
-    notes = json.loads(Path("reports/evaluation.json").read_text())["notes"]
+    notes = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))["notes"]
     assert any("the judge gave no verdict on" in note for note in notes)
 
 
@@ -253,7 +284,9 @@ def command(work, server, monkeypatch, capsys):
         }.items():
             line = next(x for x in text.splitlines() if x.startswith(f"    {key}: "))
             text = text.replace(line, f"    {key}: {value}")
-        Path("params.yaml").write_text(text.replace("  kind: auto", "  kind: llm"))
+        Path("params.yaml").write_text(
+            text.replace("  kind: auto", "  kind: llm"), encoding="utf-8"
+        )
         capsys.readouterr()
         assert execute(["judge"]) == 2
         assert Path("data/judged/verdicts.parquet").read_bytes() == before
@@ -300,11 +333,11 @@ def test_llm_without_a_model_is_a_fault_of_params(command):
     ("changes", "task", "words"),
     [
         ({"kind": "oracle"}, None, "judge.kind: this data set has no oracle"),
-        ({"kind": "auto", "also": ["reward_model"]}, None, "auto means no judge"),
+        ({"kind": "auto", "also": ["feature_reward"]}, None, "auto means no judge"),
     ],
 )
 def test_judges_that_the_data_set_does_not_have(work, changes, task, words):
-    from prlhf.errors import UserError
+    from prlhf.infra.errors import UserError
 
     write_run(work, task=task)
     with pytest.raises(UserError, match=words):

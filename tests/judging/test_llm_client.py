@@ -6,17 +6,18 @@ import contextlib
 import json
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chat_server import ChatServer, Exchange, longer, verdict
-from prlhf.data.contract import canonical_prompt
-from prlhf.errors import UserError
-from prlhf.evaluation.llm_client import Cache, Client, Endpoint
-from prlhf.evaluation.llm_prompts import CORRECTION, question, read_answer
+from prlhf.data.prompts import canonical_prompt
+from prlhf.infra.errors import UserError
+from prlhf.judging.llm_client import Cache, Client
+from prlhf.judging.llm_judge import CORRECTION, question, read_answer
+from prlhf.params import LlmJudgeParams, load
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPT = canonical_prompt("Why?")
 
 
@@ -28,31 +29,34 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def endpoint(server: ChatServer) -> Endpoint:
-    return Endpoint(
-        base_url=server.url,
-        model="tester",
-        api_key_env="TEST_KEY",
-        temperature=0.0,
-        max_tokens=50,
-        timeout=30.0,
-        concurrency=4,
-        retries=2,
-        reask=1,
-        price_input=2.0,
-        price_output=8.0,
-        max_requests=None,
-        max_cost=None,
+def params(server: ChatServer) -> LlmJudgeParams:
+    return LlmJudgeParams(
+        **load(ROOT / "params.yaml").judge.llm.model_dump()
+        | {
+            "base_url": server.url,
+            "model": "tester",
+            "api_key_env": "TEST_KEY",
+            "temperature": 0.0,
+            "max_tokens": 50,
+            "timeout": 30.0,
+            "concurrency": 4,
+            "retries": 2,
+            "reask": 1,
+            "price_input": 2.0,
+            "price_output": 8.0,
+            "max_requests": None,
+            "max_cost": None,
+        }
     )
 
 
 @pytest.fixture
-def client(endpoint: Endpoint, tmp_path: Path):
-    """Make a client with changes to the endpoint; all of them share a cache."""
+def client(params: LlmJudgeParams, tmp_path: Path):
+    """Make a client with changes to the parameters; all of them share a cache."""
 
     def make(**changes):
         cache = Cache(tmp_path / "cache")
-        return Client(replace(endpoint, **changes), read_answer, CORRECTION, cache)
+        return Client(params.model_copy(update=changes), read_answer, CORRECTION, cache)
 
     return make
 
@@ -87,7 +91,7 @@ def test_answers_come_back_in_order_with_their_settings_and_key(server, client):
     sent = server.requests[0]
     assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("tester", 0.0, 50)
     assert (one.usage.requests, one.usage.input_tokens, one.usage.output_tokens) == (3, 300, 30)
-    assert one.usage.cost(one.endpoint) == pytest.approx((300 * 2 + 30 * 8) / 1e6)
+    assert one.usage.cost(one.params) == pytest.approx((300 * 2 + 30 * 8) / 1e6)
 
 
 def test_settings_of_null_are_not_sent(server, client):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prlhf.data.contract import canonical_prompt
-from prlhf.evaluation.llm_client import Cache, Client, Endpoint
-from prlhf.evaluation.llm_judge import LlmJudge, Users, combine, known_users
-from prlhf.evaluation.llm_prompts import CORRECTION, Answer, read_answer
+from prlhf.data.prompts import canonical_prompt
+from prlhf.judging.llm_client import Cache, Client
+from prlhf.judging.llm_judge import (
+    CORRECTION,
+    Answer,
+    KnownUsers,
+    LlmJudge,
+    combine,
+    known_users,
+    read_answer,
+)
+from prlhf.params import load
 
 PROMPT = canonical_prompt("Why?")
-ENDPOINT = Endpoint(
-    "http://nowhere/v1", "tester", None, 0.0, 50, 1.0, 1, 0, 0, 1.0, 2.0, None, None
+PARAMS = load(Path(__file__).resolve().parents[2] / "params.yaml").judge.llm.model_copy(
+    update={"base_url": "http://nowhere/v1", "model": "tester", "examples": 2}
 )
 SIDES = st.sampled_from([1, 0, -1, None])
 
@@ -23,7 +33,7 @@ class Script(Client):
     """Answers from a function of the question's text instead of a server."""
 
     def __init__(self, answer, root):
-        super().__init__(ENDPOINT, read_answer, CORRECTION, Cache(root))
+        super().__init__(PARAMS, read_answer, CORRECTION, Cache(root))
         self.answer = answer
         self.asked = []
 
@@ -39,7 +49,7 @@ def shown_first(text: str) -> str:
 
 
 def judge(answer, root, users=None) -> LlmJudge:
-    return LlmJudge(Script(answer, root), users or Users("criteria", {"g": "brevity"}, {}))
+    return LlmJudge(Script(answer, root), users or KnownUsers("criteria", {"g": "brevity"}, {}))
 
 
 def questions(*pairs, group="g", user="ann"):
@@ -129,10 +139,10 @@ USERS = pd.DataFrame(
 )
 
 
-def known(context, **changes) -> Users:
-    settings = {"criteria": {"g": "own words"}, "examples": 2, "limit": 100, "seed": 7}
+def known(context, seed=7, **changes) -> KnownUsers:
+    settings = {"context": context, "criteria": {"g": "own words"}, "example_chars": 100}
     table = pd.concat([pairs("ann", 5), pairs("ben", 1)], ignore_index=True)
-    return known_users(USERS, table, context=context, **settings | changes)
+    return known_users(USERS, table, PARAMS.model_copy(update=settings | changes), seed)
 
 
 @pytest.mark.parametrize(
@@ -175,20 +185,12 @@ def test_criteria_of_ones_own_go_before_the_built_in_ones():
 
 
 def test_users_without_any_text_column():
-    users = known_users(
-        USERS[["user_id"]],
-        pairs("ann", 1),
-        context="auto",
-        criteria={},
-        examples=1,
-        limit=99,
-        seed=0,
-    )
+    users = known_users(USERS[["user_id"]], pairs("ann", 1), PARAMS, 0)
     assert "ann asked 0" in users.about("ann", None)
 
 
 def test_the_description_names_model_and_context(tmp_path):
-    one = judge(lambda _: "A", tmp_path, Users("profile", {}, {}))
+    one = judge(lambda _: "A", tmp_path, KnownUsers("profile", {}, {}))
     assert one.name == "tester"
     assert "tester" in one.description
     assert "has said and chosen earlier" in one.description

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prlhf.data.contract import canonical_prompt
-from prlhf.evaluation.llm_prompts import (
+from prlhf.data.prompts import canonical_prompt
+from prlhf.judging.llm_judge import (
     CRITERIA,
+    WANTS,
     Answer,
     Choice,
-    criterion,
     profile,
     question,
     read_answer,
@@ -87,7 +87,7 @@ def test_reading_never_fails(reply):
 
 
 def test_a_question_shows_user_prompt_and_answers_where_they_belong():
-    system, asked = question(criterion(CRITERIA["shorter"]), PROMPT, "one", "another")
+    system, asked = question(WANTS.format(criterion=CRITERIA["shorter"]), PROMPT, "one", "another")
     assert system["role"] == "system"
     text = asked["content"]
     assert "the shorter one is better" in text

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from prlhf.errors import UserError
-from prlhf.evaluation.reward_judge import CrossFitted, Features, RewardJudge, cross_fit
-from prlhf.training.pretrain import RewardOptions
-from prlhf.training.reference_files import text_key
+from prlhf.data.reference import text_key
+from prlhf.infra.errors import UserError
+from prlhf.judging.reward import FeatureRewardJudge, Features
+from prlhf.params import FeatureRewardJudgeParams
 
-OPTIONS = RewardOptions(
-    alpha=1.0, rank=3, steps=60, lr=0.1, l2=0.001, clusters=2, max_clusters=2, generic_pull=0.0
+PARAMS = FeatureRewardJudgeParams(
+    pairs="held_out", folds=4, rank=3, clusters=2, steps=60, lr=0.1, l2=0.001, tie=0.02
 )
 PROMPTS = [f"p{i}" for i in range(12)]
 TASTE = {"ann": 1, "bob": 1, "cas": -1}
@@ -43,8 +45,8 @@ def choices(prompts=PROMPTS, users=TASTE) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["user_id", "prompt", "chosen", "rejected"])
 
 
-def fit(pairs, features, prompts=PROMPTS, folds=4) -> CrossFitted:
-    return cross_fit(pairs, prompts, features, folds=folds, options=OPTIONS, seed=7)
+def fit(pairs, features, prompts=PROMPTS) -> FeatureRewardJudge:
+    return FeatureRewardJudge.fit(pairs, prompts, features, PARAMS, 7, {"pairs": len(pairs)})
 
 
 def questions(first, second, users=tuple(TASTE), prompts=PROMPTS) -> pd.DataFrame:
@@ -53,7 +55,8 @@ def questions(first, second, users=tuple(TASTE), prompts=PROMPTS) -> pd.DataFram
 
 
 def test_it_judges_by_each_users_own_taste(features):
-    judge = RewardJudge(fit(choices(), features), tie=0.02)
+    judge = fit(choices(), features)
+    assert judge.report() == {"folds": 4, "pairs": 36}
     asked = questions("5", "0")
     assert judge.knows(asked).all()
     found = judge.verdicts(asked)
@@ -66,10 +69,10 @@ def test_it_judges_by_each_users_own_taste(features):
 
 
 def test_a_text_against_itself_and_small_differences_tie(features):
-    judge = RewardJudge(fit(choices(), features), tie=0.0)
+    judge = replace(fit(choices(), features), tie=0.0)
     assert judge.verdicts(questions("3", "3"))["verdict"].tolist() == [0] * 36
     assert (judge.verdicts(questions("5", "0"))["verdict"] != 0).all()
-    found = RewardJudge(judge.scorer, tie=0.3).verdicts(questions("3", "2"))
+    found = replace(judge, tie=0.3).verdicts(questions("3", "2"))
     decided = (found["probability"] - 0.5).abs() > 0.3
     assert (found["verdict"] != 0).tolist() == decided.tolist()
     assert 0 < decided.sum() < len(found)
@@ -77,44 +80,45 @@ def test_a_text_against_itself_and_small_differences_tie(features):
 
 def test_choices_about_a_prompt_say_nothing_in_its_own_judgement(features):
     pairs = choices()
-    scorer = fit(pairs, features)
+    judge = fit(pairs, features)
     about = pairs["prompt"] == "p3"
     turned = pairs.copy()
     turned.loc[about, ["chosen", "rejected"]] = pairs.loc[about, ["rejected", "chosen"]].to_numpy()
     others = fit(turned, features)
 
     def rewards(model, prompt):
-        return model(list(TASTE), [prompt] * 3, ["5"] * 3)
+        return model.rewards(questions("5", "0", prompts=[prompt]), "first")
 
-    assert np.array_equal(rewards(scorer, "p3"), rewards(others, "p3"))
+    assert np.array_equal(rewards(judge, "p3"), rewards(others, "p3"))
     # Nor in that of the prompts dealt into the same fold; in all the others they do.
-    changed = [p for p in PROMPTS if not np.array_equal(rewards(scorer, p), rewards(others, p))]
-    assert changed == [p for p in PROMPTS if scorer.folds[p] != scorer.folds["p3"]]
+    changed = [p for p in PROMPTS if not np.array_equal(rewards(judge, p), rewards(others, p))]
+    assert changed == [p for p in PROMPTS if judge.fold_of[p] != judge.fold_of["p3"]]
 
 
 def test_folds_are_equal_parts_that_stay(features):
-    scorer = fit(choices(), features)
-    sizes = pd.Series(scorer.folds).value_counts()
+    fold_of = fit(choices(), features).fold_of
+    sizes = pd.Series(fold_of).value_counts()
     assert sizes.tolist() == [3, 3, 3, 3]
-    assert fit(choices().iloc[::-1], features).folds == scorer.folds
+    assert fit(choices().iloc[::-1], features).fold_of == fold_of
 
 
 def test_users_are_known_from_other_prompts_only(features):
     pairs = pd.concat([choices(users=["ann", "bob"]), choices(["p0"], ["cas"])], ignore_index=True)
-    judge = RewardJudge(fit(pairs, features), tie=0.02)
-    fold = judge.scorer.folds
+    judge = fit(pairs, features)
+    fold = judge.fold_of
     asked = questions("5", "0", users=["ann", "cas", "stranger"])
     wanted = [
         row.user_id == "ann" or (row.user_id == "cas" and fold[row.prompt] != fold["p0"])
         for row in asked.itertuples()
     ]
     assert judge.knows(asked).tolist() == wanted
-    assert np.isnan(judge.scorer(["stranger"], ["p0"], ["5"])).all()
+    stranger = asked[asked["user_id"] == "stranger"]
+    assert np.isnan(judge.rewards(stranger, "first")).all()
     assert judge.knows(asked.assign(prompt="never judged")).sum() == 0
 
 
 def test_pairs_about_prompts_that_are_not_judged_serve_all_folds(features):
-    judge = RewardJudge(fit(choices(PROMPTS[:8]), features, prompts=PROMPTS[8:]), tie=0.02)
+    judge = fit(choices(PROMPTS[:8]), features, prompts=PROMPTS[8:])
     asked = questions("5", "0", prompts=PROMPTS[8:])
     assert judge.verdicts(asked)["verdict"].tolist() == [TASTE[u] for u in asked["user_id"]]
 

@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 
 from prlhf import cli
-from prlhf.errors import UserError
-from prlhf.evaluation.rewarded import questions
-from prlhf.evaluation.trained_judge import trained_judge
-from prlhf.io import write_json, write_parquet
+from prlhf.data.reference import text_key
+from prlhf.infra.errors import UserError
+from prlhf.infra.io import write_json, write_parquet
+from prlhf.judging.comparisons import texts_to_reward
+from prlhf.judging.reward import RewardModelJudge
 from prlhf.params import CompareParams, load
-from prlhf.params.overrides import overridden
+from prlhf.params.loading import overridden
+from prlhf.rewards.training import divide
 from prlhf.stages import evaluate, judge
-from prlhf.training.reference_files import text_key
-from prlhf.training.reward_data import divide
 from synthetic_run import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ COMPARE = CompareParams(trained=["dpo", "pdpo"], all=["base", "dpo", "pdpo"])
 HELD_OUT = {
     "reward_models": ["pdpo"],
     "train_reward_model.pairs": "held_out",
-    "judge.trained_reward_model.method": "pdpo",
+    "judge.reward_model.method": "pdpo",
 }
 
 
@@ -36,8 +36,8 @@ def work(tmp_path, monkeypatch) -> Path:
 
 
 def set_params(changes) -> None:
-    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
-    Path("params.yaml").write_text(overridden(Path("params.yaml"), changes))
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text(), encoding="utf-8")
+    Path("params.yaml").write_text(overridden(Path("params.yaml"), changes), encoding="utf-8")
 
 
 # -- what a reward model learns from --------------------------------------------------------------
@@ -74,8 +74,6 @@ def test_a_reward_model_learns_what_the_methods_learn():
     found = divide(some_tables(), "train")
     assert pairs_of(found.learned) == [("t1", 1), ("t2", 2), ("t3", 3)]
     assert pairs_of(found.watched) == [("v1", 1), ("v2", 3)]
-    assert pairs_of(found.test) == [("x1", 1), ("x2", 2), ("x3", 3)]
-    assert pairs_of(found.unseen) == [("test-1", 0), ("test-2", 0)]
     assert found.users is None
 
 
@@ -83,9 +81,7 @@ def test_a_reward_model_that_is_to_judge_learns_what_no_method_learns():
     found = divide(some_tables(), "held_out")
     assert found.users == ["ada", "ann", "cas"]
     assert pairs_of(found.learned) == [("v1", 2), ("v2", 3), ("train-1", 1), ("validation-1", 1)]
-    assert pairs_of(found.test) == [("x1", 2), ("x3", 3), ("test-1", 1)]
     # Bob has no validation pair, and Zed is asked about test prompts only.
-    assert pairs_of(found.unseen) == [("x2", 0), ("test-2", 0)]
     assert pairs_of(found.watched) == [("t1", 2), ("t2", 0), ("t3", 3)]
 
 
@@ -94,7 +90,7 @@ def test_without_held_out_pairs_nothing_is_learned():
     tables |= {name: tables[name].iloc[:0] for name in ("validation", "unseen")}
     with pytest.raises(UserError, match=r"train_reward_model.pairs: no user has held-out pairs"):
         divide(tables, "held_out")
-    assert divide(tables, "train").unseen.empty
+    assert pairs_of(divide(tables, "train").learned) == pairs_of(tables["train"])
 
 
 # -- what it is asked about -----------------------------------------------------------------------
@@ -119,7 +115,7 @@ def test_a_user_is_asked_about_both_answers_of_each_comparison_and_both_of_each_
     }
     unseen = pd.DataFrame({"user_id": ["zed"], "group": [None]})
     test = pd.DataFrame({"user_id": ["ann"], "prompt": ["p?"], "chosen": ["all"], "rejected": "no"})
-    found = questions(methods, unseen, test)
+    found = texts_to_reward(methods, unseen, test)
     assert list(found.columns) == ["user_id", "prompt", "text"]
     assert set(found["prompt"]) == {"p?"}
     assert sorted(zip(found["user_id"], found["text"], strict=True)) == [
@@ -142,7 +138,7 @@ def write_rewards(root: Path, *, learned_from: str = "held_out", unknown: str = 
     }
     users = pd.read_parquet(root / "data/prepared/users.parquet")
     test = pd.read_parquet(root / "data/prepared/test.parquet")
-    asked = questions(tables, users[~users["seen"]], test)
+    asked = texts_to_reward(tables, users[~users["seen"]], test)
     asked = asked[asked["user_id"] != unknown]
     size = asked["text"].str.split().str.len()
     sign = asked["user_id"].str.contains("longer").map({True: 1.0, False: -1.0})
@@ -156,12 +152,12 @@ def write_rewards(root: Path, *, learned_from: str = "held_out", unknown: str = 
 def test_a_trained_reward_model_judges_beside_the_oracle(work):
     write_run(work)
     write_rewards(work, unknown="longer-03")
-    set_params({**HELD_OUT, "judge.kind": "trained_reward_model", "judge.also": ["oracle"]})
+    set_params({**HELD_OUT, "judge.kind": "reward_model", "judge.also": ["oracle"]})
     params = load()
-    judge.run(seed=7, compare=COMPARE, judge=params.judge)
+    judge.run(seed=7, compared=COMPARE.all, judge=params.judge)
     found = pd.read_parquet("data/judged/verdicts.parquet")
-    about = json.loads(Path("data/judged/judge.json").read_text())
-    assert about["details"]["trained_reward_model"]["learned_from"] == "held_out"
+    about = json.loads(Path("data/judged/judge.json").read_text(encoding="utf-8"))
+    assert about["details"]["reward_model"]["learned_from"] == "held_out"
     assert about["comparisons"]["user_not_known"] == 30 * 2
     assert "longer-03" not in set(found["user_id"])
     assert found["user_id"].nunique() == 13
@@ -170,25 +166,26 @@ def test_a_trained_reward_model_judges_beside_the_oracle(work):
     assert ((asked["probability_trained"] > 0.5) == (asked["verdict"] == 1)).all()
     evaluation = params.evaluate.model_copy(update={"bootstrap": 100})
     evaluate.run(seed=7, compare=COMPARE, reward_models=[], evaluate=evaluation)
-    metrics = json.loads(Path("reports/metrics.json").read_text())
+    metrics = json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))
     assert metrics["judge_agreement"]["all"] == 1.0
-    assert metrics["judges"]["trained_reward_model_vs_oracle"]["agreement"] == 1.0
-    words = json.loads(Path("reports/evaluation.json").read_text())["judge"]["description"]
+    assert metrics["judges"]["reward_model_vs_oracle"]["agreement"] == 1.0
+    words = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))["judge"][
+        "description"
+    ]
     assert "which the judged models were not trained on" in words
 
 
 def test_what_it_learned_from_is_said(work):
     write_run(work, prompts=3, pairs_per_user=2)
     write_rewards(work, learned_from="train")
-    assert (
-        "may share their mistakes" in trained_judge(work / "data/scores/reward_pdpo", 0).description
-    )
+    found = RewardModelJudge.read(work / "data/scores/reward_pdpo", tie=0)
+    assert "may share their mistakes" in found.description
 
 
 def test_rewards_of_other_answers_are_refused(work, capsys):
     write_run(work, prompts=3, pairs_per_user=2)
     write_rewards(work)
-    set_params({**HELD_OUT, "judge.kind": "trained_reward_model"})
+    set_params({**HELD_OUT, "judge.kind": "reward_model"})
     table = pd.read_parquet("data/generated/pdpo.parquet")
     table.loc[table["condition"] == "user", "text"] += " and more"
     write_parquet(Path("data/generated/pdpo.parquet"), table)
@@ -205,28 +202,28 @@ def test_rewards_of_other_answers_are_refused(work, capsys):
     ("changes", "fault"),
     [
         (
-            {"judge.kind": "trained_reward_model", "judge.trained_reward_model.method": None},
-            "judge.trained_reward_model.method: must name one of reward_models when the judge is "
-            "trained_reward_model",
+            {"judge.kind": "reward_model", "judge.reward_model.method": None},
+            "judge.reward_model.method: must name one of reward_models when the judge is "
+            "reward_model",
         ),
         (
-            {"judge.kind": "trained_reward_model", "reward_models": ["dpo"]},
-            "judge.trained_reward_model.method: names pdpo, but reward_models has [dpo]",
+            {"judge.kind": "reward_model", "reward_models": ["dpo"]},
+            "judge.reward_model.method: names pdpo, but reward_models has [dpo]",
         ),
         (
             {
-                "judge.kind": "trained_reward_model",
+                "judge.kind": "reward_model",
                 "reward_models": ["dpo"],
-                "judge.trained_reward_model.method": "dpo",
+                "judge.reward_model.method": "dpo",
             },
-            "judge.trained_reward_model.method: names dpo, which knows no user from another "
+            "judge.reward_model.method: names dpo, which knows no user from another "
             "(methods.dpo.kind is uniform)",
         ),
         (
-            {"judge.kind": "trained_reward_model", "train_reward_model.pairs": "train"},
-            "judge.kind: must not be a reward model that learned from what the judged models were "
-            "trained on, whose mistakes it would call right: set train_reward_model.pairs to "
-            "held_out, or name it in judge.also, beside another judge",
+            {"judge.kind": "reward_model", "train_reward_model.pairs": "train"},
+            "judge.kind: must not be a reward model that learned from the judged models' own "
+            "training pairs, because it would share their mistakes: set train_reward_model.pairs "
+            "to held_out, or name it in judge.also, beside another judge",
         ),
     ],
 )
@@ -237,6 +234,6 @@ def test_a_reward_model_that_may_not_judge(work, changes, fault):
 
 
 def test_beside_another_judge_it_may_have_learned_what_the_methods_did(work):
-    beside = {"judge.also": ["trained_reward_model"], "train_reward_model.pairs": "train"}
+    beside = {"judge.also": ["reward_model"], "train_reward_model.pairs": "train"}
     set_params(HELD_OUT | beside)
-    assert load().judge.also == ["trained_reward_model"]
+    assert load().judge.also == ["reward_model"]

@@ -38,10 +38,10 @@ from transformers import (
 
 import naive
 from personal import enliven, gradients, personalise, random_user_model
-from prlhf.data.contract import canonical_prompt
-from prlhf.errors import UserError
+from prlhf.data.prompts import canonical_prompt
+from prlhf.generation import complete, decoding
+from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder, load_base, without_dropout
-from prlhf.models.generation import Sampling
 from prlhf.models.packing import Row, takes_tree_mask
 from prlhf.models.personalized import PersonalizedLM
 from tiny import tiny_tokenizer
@@ -103,7 +103,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
     "bloom, alibi": (lambda: BloomForCausalLM(BloomConfig(**IDS, hidden_size=32, n_head=4)), False),
 }
 
-# What `train.lora.targets: auto` adapts, where it is not this.
+# What `optimizer.lora.targets: auto` adapts, where it is not this.
 USUAL = ["k_proj", "o_proj", "q_proj", "v_proj"]
 TARGETS: dict[str, list[str]] = {
     "gpt-j": ["k_proj", "out_proj", "q_proj", "v_proj"],
@@ -162,10 +162,11 @@ def test_answers_of_a_mixed_batch_are_the_models_own(
     users = [1, 0, 2, 0]
     texts = ["I am new.", "I know all", None, None]
     prompts = [canonical_prompt(text) for text in ("Why?", "How does it work?", "?", "Now?")]
-    got = lm.complete(
+    got = complete(
+        lm,
         list(zip(users, prompts, strict=True)),
         texts,
-        sampling=Sampling(max_new_tokens=6, temperature=0),
+        config=decoding(lm.encoder.eos, max_new_tokens=6, temperature=0),
     )
     embedding, embed = naive.embedding_of(lm.user_model), base.model.get_input_embeddings()
     for user, text, prompt, completion in zip(users, texts, prompts, got, strict=True):

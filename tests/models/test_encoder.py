@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prlhf.data.contract import canonical_prompt
-from prlhf.errors import UserError
+from prlhf.data.prompts import canonical_prompt
+from prlhf.infra.errors import UserError
 from prlhf.models.base import Encoder, cut_middle, encode_messages, encode_within
 from tiny import tiny_tokenizer
 

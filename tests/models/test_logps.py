@@ -18,7 +18,7 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from prlhf.errors import UserError
+from prlhf.infra.errors import UserError
 from prlhf.models.logps import check_head, softcap_of, sum_by_owner, token_logps
 
 DIM, VOCABULARY = 6, 11

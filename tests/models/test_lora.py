@@ -19,8 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from prlhf.errors import UserError
-from prlhf.models.lora import add_lora, find_targets, linear_layers
+from prlhf.infra.errors import UserError
+from prlhf.models.lora import add_lora, find_targets, linear_layers, save_adapters
+from prlhf.params import LoraParams
 from tiny import tiny_llama
 
 IDS = {"vocab_size": 258, "bos_token_id": 0, "eos_token_id": 1}
@@ -42,9 +43,9 @@ def neox() -> PreTrainedModel:
     return GPTNeoXForCausalLM(GPTNeoXConfig(**IDS, **sizes, intermediate_size=64))
 
 
-def adapted(model: PreTrainedModel, *, seed: int = 0, **options):
-    defaults = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "auto", "base_name": "tiny"}
-    return add_lora(model, **{**defaults, **options}, seed=seed)
+def adapted(model: PreTrainedModel, *, seed: int = 0, base_name: str = "tiny", **options):
+    lora = LoraParams(**{"r": 2, "alpha": 4, "dropout": 0.0, "targets": "auto", **options})
+    return add_lora(model, lora, base_name=base_name, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_an_unknown_target_names_the_nearest_and_what_there_is() -> None:
     with pytest.raises(UserError) as caught:
         find_targets(tiny_llama(), ["q_proj", "k_prj"])
     message = str(caught.value)
-    assert message.startswith("train.lora.targets: no layer is called 'k_prj'")
+    assert message.startswith("optimizer.lora.targets: no layer is called 'k_prj'")
     assert "did you mean k_proj?" in message
     assert "this llama model has down_proj, gate_proj, k_proj" in message
 
@@ -157,8 +158,8 @@ def test_the_seed_alone_decides() -> None:
 def test_the_configuration_names_no_path_and_is_the_same_each_time(make, tmp_path: Path) -> None:
     model = make()
     model.config._name_or_path = "/home/somebody/model"
-    ours = adapted(model, base_name="some-model", rank=3, alpha=6.0, dropout=0.1)
-    ours.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    ours = adapted(model, base_name="some-model", r=3, alpha=6.0, dropout=0.1)
+    save_adapters(ours, tmp_path)
     text = (tmp_path / "adapter_config.json").read_text()
     assert "somebody" not in text
     saved = json.loads(text)

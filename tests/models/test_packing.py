@@ -240,7 +240,7 @@ def test_the_tree_mask_is_additive_and_finite() -> None:
     assert mask.dtype == torch.bfloat16
     assert mask.shape == (3, 1, *[batch.input_ids.shape[1]] * 2)
     assert torch.isfinite(mask).all()
-    assert torch.equal(mask == 0, batch.tree_mask())
+    assert torch.equal(mask == 0, tree_mask(batch.segments))
 
 
 @pytest.mark.parametrize("row", [Row(0, [], [[1]]), Row(0, [5], [[1], []])])

@@ -13,12 +13,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from personal import USERS, personalise
-from prlhf.errors import UserError
+from prlhf.generation import generate
+from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder, load_base
-from prlhf.models.generation import Sampling
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.user_model_files import CARD, FORMAT, TABLES, read_card
+from prlhf.models.user_model import CARD, FORMAT, TABLES, read_card
 
 ROWS = [Row(u, [5 + u, 6, 7], [[8, 9, 1], [10 + u, 1]]) for u in range(len(USERS) + 1)]
 
@@ -63,10 +63,10 @@ def test_a_model_that_reads_user_texts_needs_nothing_retyped(tree: Path) -> None
     loaded = PersonalizedLM.from_pretrained(directory)
     assert loaded.encoder.max_user_text == 12
     asked = (["Why?", "Why?"], ["ann", "zoe"], ["I am new.", "I am new and much too long"])
-    greedy = Sampling(max_new_tokens=6, temperature=0)
-    answers = loaded.generate(*asked, sampling=greedy)
-    assert answers == lm.generate(*asked, sampling=greedy)
-    assert answers != loaded.generate(*asked[:2], sampling=greedy)
+    greedy = {"max_new_tokens": 6, "temperature": 0}
+    answers = generate(loaded, *asked, **greedy)
+    assert answers == generate(lm, *asked, **greedy)
+    assert answers != generate(loaded, *asked[:2], **greedy)
 
 
 def test_a_model_without_adapter(tree: Path) -> None:
@@ -84,16 +84,16 @@ def test_saving_a_loaded_model_writes_the_same_bytes(tree: Path) -> None:
     names = sorted(p.name for p in directory.iterdir())
     assert names == sorted(p.name for p in again.iterdir())
     assert {CARD, TABLES, "adapter_config.json", "adapter_model.safetensors"} == set(names)
-    for name in (CARD, TABLES, "adapter_model.safetensors"):
+    for name in names:
         assert (directory / name).read_bytes() == (again / name).read_bytes(), name
 
 
 def test_users_go_by_their_own_ids(tree: Path) -> None:
     _, directory = saved()
     loaded = PersonalizedLM.from_pretrained(directory)
-    greedy = Sampling(max_new_tokens=6, temperature=0)
-    ann, bob, stranger, nobody = loaded.generate(
-        ["Why?"] * 4, ["ann", "bob", "zoe", None], sampling=greedy
+    greedy = {"max_new_tokens": 6, "temperature": 0}
+    ann, bob, stranger, nobody = generate(
+        loaded, ["Why?"] * 4, ["ann", "bob", "zoe", None], **greedy
     )
     assert stranger == nobody
     assert len({ann, bob, nobody}) == 3
@@ -121,9 +121,10 @@ def test_a_model_can_move_away_from_its_base(tree: Path, tmp_path: Path) -> None
 
 def test_a_sibling_that_is_renamed_finds_its_base(tree: Path) -> None:
     """Stages write to a temporary directory beside the final one."""
-    _, directory = saved()
+    lm, directory = saved()
     final = directory.rename(directory.with_name("other"))
-    PersonalizedLM.from_pretrained(final)
+    loaded = PersonalizedLM.from_pretrained(final)
+    assert torch.equal(loaded.score(ROWS, label="test").logps, lm.score(ROWS, label="test").logps)
 
 
 def test_plain_peft_loads_the_adapter(tree: Path) -> None:
@@ -172,13 +173,19 @@ def test_the_card(tree: Path) -> None:
 
 
 def test_saving_asks_no_hub(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does loading."""
+    asked: list[tuple[object, ...]] = []
+
     def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("the network was asked")
+        asked.append(args)
+        raise OSError("no network")
 
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", refuse)
-    _, directory = saved()
-    PersonalizedLM.from_pretrained(directory)
+    lm, directory = saved()
+    loaded = PersonalizedLM.from_pretrained(directory)
+    assert asked == []
+    assert loaded.about == lm.about
 
 
 def test_errors_name_what_is_wrong(tree: Path) -> None:
@@ -197,16 +204,16 @@ def test_errors_name_what_is_wrong(tree: Path) -> None:
 
 def test_a_base_that_is_no_language_model(tree: Path) -> None:
     for content in ('{"model_type": "nonsense"}', '{"model_type": "vit"}', "{}"):
-        Path("models/base/config.json").write_text(content)
+        Path("models/base/config.json").write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
             load_base(Path("models/base"))
 
 
 def test_a_tokenizer_without_an_end(tree: Path) -> None:
     path = Path("models/base/tokenizer_config.json")
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("eos_token")
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match="no end-of-sequence token"):
         load_base(Path("models/base"))
 
@@ -217,7 +224,7 @@ def test_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRLHF_DEVICE", "cpu")
     assert pick_device() == torch.device("cpu")
     monkeypatch.setenv("PRLHF_DEVICE", "abacus")
-    with pytest.raises(UserError, match="PRLHF_DEVICE: 'abacus' is no torch device"):
+    with pytest.raises(UserError, match="PRLHF_DEVICE: 'abacus' is not a torch device"):
         pick_device()
     monkeypatch.delenv("PRLHF_DEVICE")
     assert pick_device().type in ("cpu", "cuda")

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import prlhf.models.base as base_module
-from prlhf.errors import UserError
-from prlhf.models.base import load_base
-from prlhf.models.quantized import NF4, nf4_options
+from prlhf.infra.errors import UserError
+from prlhf.models.base import NF4, load_base, nf4_options
 
 
 def test_without_a_gpu(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,14 +11,18 @@ from hypothesis import strategies as st
 
 import naive
 from personal import USERS, random_user_model
+from prlhf.data import GENERIC
+from prlhf.infra.errors import UserError
 from prlhf.models.user_model import (
-    GENERIC,
+    KINDS,
     ClusterUserModel,
     IndividualUserModel,
     UniformUserModel,
     UserModel,
     build,
+    kind_of,
 )
+from prlhf.params import MethodParams
 from prlhf.training.optim import build_optimizer
 
 DIM = 5
@@ -226,3 +232,9 @@ def test_tables_and_shared_parts_make_up_the_whole(kind: str) -> None:
     parts = [*model.sparse_parameters(), *model.dense_parameters()]
     assert {id(p) for p in parts} == {id(p) for p in model.parameters()}
     assert len(parts) == len(set(map(id, parts)))
+
+
+def test_the_kinds_are_those_of_the_parameters() -> None:
+    assert set(KINDS) == set(get_args(MethodParams.model_fields["kind"].annotation))
+    with pytest.raises(UserError, match="unknown kind of user model 'clusters' .use one of unif"):
+        kind_of("clusters")

@@ -24,16 +24,16 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from personal import enliven, randomise_adapter
-from preferences import train_params
-from prlhf.data.contract import canonical_prompt
+from preferences import optimizer_params, train_params
+from prlhf.data.prompts import canonical_prompt
 from prlhf.models.base import BaseModel, Encoder, load_base
 from prlhf.models.lora import add_lora
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UniformUserModel
+from prlhf.params import LoraParams, TrainParams
+from prlhf.reference import reference_pass
+from prlhf.training.dataset import PreferenceDataset, PreferenceExample
 from prlhf.training.finetune import training_arguments
-from prlhf.training.losses import Objective
-from prlhf.training.pairs import Pair, PairTable
-from prlhf.training.reference import reference_pass
 from prlhf.training.trainer import PDPOTrainer
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -78,7 +78,10 @@ def policy(base: BaseModel, request: pytest.FixtureRequest) -> Policy:
     model: Any = copy.deepcopy(base.model)
     if request.param == "lora":
         model = add_lora(
-            model, rank=2, alpha=4, dropout=0.0, targets="auto", base_name="tiny", seed=1
+            model,
+            LoraParams(r=2, alpha=4, dropout=0.0, targets="auto"),
+            base_name="tiny",
+            seed=1,
         )
     else:
         move(model.requires_grad_(True))
@@ -134,18 +137,17 @@ def their_loss(
 
 
 def our_loss(
-    policy: Policy, where: Path, pairs: list[Pair], objective: Objective
+    policy: Policy, where: Path, pairs: list[PreferenceExample], objective: TrainParams
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The same under `PDPOTrainer`."""
     lm = copy.deepcopy(policy.ours)
     trainer = PDPOTrainer(
         lm,
-        objective=objective,
-        arguments=training_arguments(train_params(), where, 0, lm.device, pairs=len(pairs)),
+        objective,
+        optimizer_params(),
+        arguments=training_arguments(optimizer_params(), where, 0, lm.device, pairs=len(pairs)),
         train_pairs=pairs,
         eval_pairs=[],
-        lora_lr=1e-3,
-        user_lr=1e-3,
     )
     value = trainer.compute_loss(lm, trainer.data_collator(pairs))
     return value.detach(), slopes(lm.lm, value)
@@ -157,12 +159,12 @@ def slopes(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
     return dict(zip(named, found, strict=True))
 
 
-def encoded(policy: Policy, texts: list[tuple[str, str, str]]) -> list[Pair]:
+def encoded(policy: Policy, texts: list[tuple[str, str, str]]) -> list[PreferenceExample]:
     """Pairs as the pipeline makes them, reference log-probabilities included."""
     table = pd.DataFrame(texts, columns=["prompt", "chosen", "rejected"])
     table = table.assign(prompt=table["prompt"].map(canonical_prompt), user_index=0, weight=1.0)
     reference = reference_pass(PersonalizedLM.reference(policy.base, policy.encoder), [table])
-    return list(PairTable(table, reference.logps, policy.encoder))
+    return list(PreferenceDataset(table, reference.logps, policy.encoder))
 
 
 def assert_equal(
@@ -192,7 +194,10 @@ def test_loss_and_gradient_of_a_batch(
 ) -> None:
     pairs = encoded(policy, TEXTS[texts])
     ours = our_loss(
-        policy, tmp_path, pairs, Objective(0.5, BETA, loss=loss, label_smoothing=smoothing)
+        policy,
+        tmp_path,
+        pairs,
+        train_params(alpha=0.5, beta=BETA, loss=loss, label_smoothing=smoothing),
     )
     assert_equal(
         ours, their_loss(policy, tmp_path, TEXTS[texts], [loss], label_smoothing=smoothing)
@@ -202,7 +207,12 @@ def test_loss_and_gradient_of_a_batch(
 @pytest.mark.parametrize("row", range(len(RAGGED)))
 def test_each_pair_with_the_likelihood_term(policy: Policy, tmp_path: Path, row: int) -> None:
     """TRL's `sft` is a mean over a batch's tokens, ours over each pair's: alike for one pair."""
-    ours = our_loss(policy, tmp_path, encoded(policy, [RAGGED[row]]), Objective(0.5, BETA, nll=0.7))
+    ours = our_loss(
+        policy,
+        tmp_path,
+        encoded(policy, [RAGGED[row]]),
+        train_params(alpha=0.5, beta=BETA, nll_coef=0.7),
+    )
     theirs = their_loss(
         policy, tmp_path, [RAGGED[row]], ["sigmoid", "sft"], loss_weights=[1.0, 0.7]
     )
@@ -217,7 +227,9 @@ def test_ipo_up_to_the_mean_over_tokens(policy: Policy, tmp_path: Path) -> None:
     """
     pairs = encoded(policy, EVEN)
     [n] = {len(response) for pair in pairs for response in (pair.chosen, pair.rejected)}
-    value, gradient = our_loss(policy, tmp_path, pairs, Objective(0.5, BETA / n, loss="ipo"))
+    value, gradient = our_loss(
+        policy, tmp_path, pairs, train_params(alpha=0.5, beta=BETA / n, loss="ipo")
+    )
     scaled = value / n**2, {name: slope / n**2 for name, slope in gradient.items()}
     assert_equal(scaled, their_loss(policy, tmp_path, EVEN, ["ipo"]))
 

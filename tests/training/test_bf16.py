@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from personal import gradients, personalise
-from preferences import some_pairs
+from preferences import some_pairs, train_params
 from prlhf.models.base import load_base
-from prlhf.training.losses import Objective, PairLosses, pair_losses
-from prlhf.training.pairs import PairCollator
+from prlhf.training.dataset import PreferenceCollator
+from prlhf.training.losses import PairLosses, pdpo_loss
 
 LOSS = 2e-3  # of the loss of a pair; measured: 2e-4
 MARGIN = 0.05  # nats; measured: 0.012
@@ -26,8 +26,8 @@ def computed(path: Path, dtype: str, kind: str) -> tuple[PairLosses, dict[str, T
     # Whatever the base model's precision: what is trained is float32.
     assert {p.dtype for p in lm.parameters() if p.requires_grad} == {torch.float32}
     assert lm.causal_lm.get_input_embeddings().weight.dtype == getattr(torch, dtype)
-    batch = PairCollator(lm.pack, kind != "uniform", True)(PAIRS)["batch"]
-    result = pair_losses(lm, batch, Objective(alpha=0.5, beta=0.1, nll=1.0))
+    batch = PreferenceCollator(lm.pack, kind != "uniform", True)(PAIRS)["batch"]
+    result = pdpo_loss(lm, batch, train_params(alpha=0.5, beta=0.1, nll_coef=1.0))
     return result, gradients(lm, result.loss.mean())
 
 

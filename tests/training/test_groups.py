@@ -11,45 +11,49 @@ import pytest
 import torch
 from torch import Tensor
 
-from preferences import some_pairs, train_params
-from prlhf.data.contract import canonical_prompt
-from prlhf.errors import UserError
+from preferences import sections, some_pairs
+from prlhf.data import GENERIC
+from prlhf.data.prompts import canonical_prompt
+from prlhf.generation import complete, decoding
+from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder, load_base
-from prlhf.models.generation import Sampling
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.user_model import GENERIC, GroupUserModel, UniformUserModel
+from prlhf.models.user_model import GroupUserModel, Pretrained, UniformUserModel
 from prlhf.params.training import LoraParams
-from prlhf.training.adapted import adapted
-from prlhf.training.finetune import finetune
-from prlhf.training.groups import group_user_model, mean_curves, train_groups
+from prlhf.training.finetune import build_model, fit, known_groups, mean_curves, train_groups
+from prlhf.training.trainer import PDPOTrainer
 
-WHERE = "params.yaml: methods.dpo_groups.kind"
 PAIRS = {"train": some_pairs(9), "validation": some_pairs(6, seed=1)}
 LORA = LoraParams(r=2, alpha=4.0, dropout=0.0, targets="auto")
-
-
-def users_table(groups: list[str | None]) -> pd.DataFrame:
-    ids = ["ann", "bob", "cyd", "dan"][: len(groups)]
-    table = pd.DataFrame({"user_id": ids, "user_index": range(1, len(ids) + 1), "group": groups})
-    # One who was held out: no business of training.
-    unseen = pd.DataFrame({"user_id": ["zoe"], "user_index": [GENERIC], "group": ["other"]})
-    return pd.concat([table.assign(seen=True), unseen.assign(seen=False)], ignore_index=True)
+SIZES = {"tokens": 2, "clusters": 1, "init_scale": 1.0, "generic_pull": 0.0}
+SIZES |= {"offset_penalty": 0.0, "seed": 0}
 
 
 def fresh(base: BaseModel) -> PersonalizedLM:
     encoder = Encoder(base.tokenizer, 64, 32)
     uniform = UniformUserModel(["ann", "bob", "cyd"], 0, base.hidden_size)
-    return adapted(base, uniform, encoder, LORA, seed=3, where="train.lora.targets", about={})
+    return build_model(base, uniform, encoder, LORA, seed=3, about={})
 
 
-def fit(checkpoints: Path) -> Any:
-    def run(lm, train_pairs, eval_pairs, part="", group="") -> pd.DataFrame:
-        params = train_params(epochs=4.0, batch_size=1, micro_batch_size=1, lora_lr=0.05)
+def trainer(checkpoints: Path) -> Any:
+    def run(lm, pairs, part="", group="") -> pd.DataFrame:
+        params = sections(epochs=4.0, batch_size=1, micro_batch_size=1, lora_lr=0.05)
         options = {"checkpoints": checkpoints / part, "seed": 5, "label": group}
-        return finetune(lm, params, train_pairs=train_pairs, eval_pairs=eval_pairs, **options)
+        return fit(PDPOTrainer, lm, *params, pairs, **options)
 
     return run
+
+
+def start(base: BaseModel, groups: list[str | None]) -> GroupUserModel:
+    ids = ["ann", "bob", "cyd", "dan"][: len(groups)]
+    table = pd.DataFrame({"user_id": ids, "user_index": range(1, len(ids) + 1), "group": groups})
+    # Someone who was held out of training, and the seen users in any order.
+    unseen = pd.DataFrame({"user_id": ["zoe"], "user_index": [GENERIC], "group": ["other"]})
+    users = pd.concat([unseen.assign(seen=False), table[::-1].assign(seen=True)])
+    model = Pretrained(ids, SIZES).initial("group", base, groups=known_groups(users))
+    assert isinstance(model, GroupUserModel)
+    return model
 
 
 @pytest.fixture
@@ -63,12 +67,12 @@ def tree(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def train(tree: Path) -> tuple[PersonalizedLM, pd.DataFrame]:
     base = load_base(Path("models/base"), "float32")
-    groups = group_user_model(users_table(["short", "long", "short"]), base.hidden_size, WHERE)
+    groups = start(base, ["short", "long", "short"])
     lm, curves = train_groups(
         groups,
         PAIRS,
         fresh=lambda: fresh(base),
-        fit=fit(tree / "checkpoints"),
+        train=trainer(tree / "checkpoints"),
         directory=Path("models/dpo_groups"),
     )
     lm.save_pretrained(Path("models/dpo_groups"))
@@ -87,7 +91,7 @@ def test_each_group_is_served_by_what_training_on_its_own_pairs_gives(tree: Path
     for group, members in (("short", [1, 3]), ("long", [2])):
         alone = fresh(load_base(Path("models/base"), "float32"))
         theirs = [pair for pair in PAIRS["train"] if pair.user_index in members]
-        fit(tree / f"alone-{group}")(alone, theirs, [])
+        trainer(tree / f"alone-{group}")(alone, {"train": theirs, "validation": []})
         expected = logps(alone, [GENERIC] * 4)
         rows = [0, 2, 3] if group == "short" else [1]
         torch.testing.assert_close(mixed[rows], expected[rows], rtol=1e-5, atol=1e-5)
@@ -103,16 +107,16 @@ def test_a_round_trip_is_bit_identical(tree: Path) -> None:
     assert loaded.user_model.index("bob") == 2
     users = [2, 1, GENERIC, 3, 2]
     assert torch.equal(logps(loaded, users), logps(lm, users))
-    assert loaded.personalised
+    assert loaded.personalized
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
 def test_answers_of_a_mixed_batch_are_those_of_each_group_alone(tree: Path) -> None:
     lm, _ = train(tree)
-    greedy = Sampling(max_new_tokens=8, temperature=0)
+    greedy = decoding(lm.encoder.eos, max_new_tokens=8, temperature=0)
     requests = [(user, canonical_prompt("Why?")) for user in (1, 2, 3, GENERIC)]
-    mixed = lm.complete(requests, sampling=greedy)
-    alone = [lm.complete([request], sampling=greedy)[0] for request in requests]
+    mixed = complete(lm, requests, config=greedy)
+    alone = [complete(lm, [request], config=greedy)[0] for request in requests]
     assert mixed == alone
     assert mixed[0] == mixed[2] == mixed[3] != mixed[1]
 
@@ -142,18 +146,20 @@ def test_a_finished_group_is_not_trained_again(tree: Path, monkeypatch: pytest.M
     assert torch.equal(logps(again, [1, 2, 3]), kept)
 
 
-def test_users_of_no_group_count_to_the_largest(capsys: pytest.CaptureFixture[str]) -> None:
-    model = group_user_model(users_table(["b", None, "a", "a"]), 8, WHERE)
+def test_users_of_no_group_count_to_the_largest(
+    tiny_base: BaseModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = start(tiny_base, ["b", None, "a", "a"])
     assert model.groups == ["a", "b"]
     assert model.members.tolist() == [0, 1, 0, 0, 0]
     assert "1 users of no group" in capsys.readouterr().err
     assert [model.adapter(user) for user in range(3)] == ["group_0", "group_1", "group_0"]
 
 
-def test_without_groups_there_is_one_line() -> None:
+def test_without_groups_there_is_one_line(tiny_base: BaseModel) -> None:
     with pytest.raises(UserError, match="no user of this data set has one") as raised:
-        group_user_model(users_table([None, None]), 8, WHERE)
-    assert "methods.dpo_groups.kind" in str(raised.value)
+        start(tiny_base, [None, None])
+    assert "params.yaml: methods" in str(raised.value)
 
 
 def test_curves_are_averaged_over_the_groups_that_got_so_far() -> None:

@@ -13,17 +13,18 @@ import transformers.integrations.flex_attention as flex_module
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-import prlhf.training.kernels as kernels_module
+import prlhf.training.attention as kernels_module
 from personal import gradients, personalise
-from preferences import some_pairs, train_params
-from prlhf.errors import UserError
+from preferences import sections, some_pairs, train_params
+from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel
-from prlhf.models.packing import FLEX, block_mask
+from prlhf.models.packing import FLEX, block_mask, tree_mask
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.finetune import finetune
-from prlhf.training.kernels import choose_flex
-from prlhf.training.losses import Objective, pair_losses
-from prlhf.training.pairs import PairCollator
+from prlhf.training.attention import choose_flex
+from prlhf.training.dataset import PreferenceCollator
+from prlhf.training.finetune import fit
+from prlhf.training.losses import pdpo_loss
+from prlhf.training.trainer import PDPOTrainer
 
 PAIRS = some_pairs(5, weights=True)
 
@@ -49,9 +50,9 @@ def without_compiling(query: Tensor, key: Tensor, value: Tensor, **options: Any)
 
 
 def loss_of(lm: PersonalizedLM) -> Tensor:
-    batch = PairCollator(lm.pack, True, True)(PAIRS)["batch"]
+    batch = PreferenceCollator(lm.pack, True, True)(PAIRS)["batch"]
     assert batch.packed.shared
-    return pair_losses(lm, batch, Objective(alpha=0.3, beta=0.5, nll=0.7)).loss.mean()
+    return pdpo_loss(lm, batch, train_params(alpha=0.3, beta=0.5, nll_coef=0.7)).loss.mean()
 
 
 def test_the_block_mask_is_the_tree_mask(tiny_base: BaseModel) -> None:
@@ -61,7 +62,7 @@ def test_the_block_mask_is_the_tree_mask(tiny_base: BaseModel) -> None:
     blocks = block_mask(batch.segments)
     assert blocks.shape == (rows, 1, length, length)
     found = create_mask(blocks.mask_mod, rows, 1, length, length, device="cpu")
-    assert torch.equal(found, batch.tree_mask())
+    assert torch.equal(found, tree_mask(batch.segments))
 
 
 def test_blocks_between_responses_are_skipped() -> None:
@@ -99,7 +100,7 @@ def test_flex_attention_gives_the_same_gradient(
         return differentiable_flex(*args, **options)
 
     monkeypatch.setattr(flex_module, "compile_friendly_flex_attention", attention)
-    assert choose_flex(lm, "flex", where="train.attention")
+    assert choose_flex(lm, "flex")
     used.clear()
     loss = loss_of(lm)
     assert len(used) == 2  # layers
@@ -114,21 +115,21 @@ def test_flex_attention_where_it_does_not_work(
     monkeypatch.setattr(flex_module, "compile_friendly_flex_attention", without_compiling)
     lm = personalise(tiny_base)
     plain = lm.causal_lm.config._attn_implementation
-    assert not choose_flex(lm, "auto", where="train.attention")
+    assert not choose_flex(lm, "auto")
     assert capsys.readouterr().err == ""
     # PyTorch's has no backward pass on CPUs.
     with pytest.raises(UserError, match="no flex attention: .*backward") as caught:
-        choose_flex(lm, "flex", where="train.attention")
-    assert caught.value.where == "train.attention"
+        choose_flex(lm, "flex")
+    assert caught.value.where == "optimizer.attention"
     assert lm.causal_lm.config._attn_implementation == plain
     # Chosen by itself, it gives way, and says so.
     monkeypatch.setattr(kernels_module, "has_gpu", lambda lm: True)
-    assert not choose_flex(lm, "auto", where="train.attention")
+    assert not choose_flex(lm, "auto")
     assert "computing without it" in capsys.readouterr().err
     assert lm.causal_lm.config._attn_implementation == plain
     lm.shares_prompts = False
     with pytest.raises(UserError, match="takes no tree mask"):
-        choose_flex(lm, "flex", where="train.attention")
+        choose_flex(lm, "flex")
 
 
 def test_flex_attention_that_computes_something_else_is_not_used(
@@ -139,9 +140,10 @@ def test_flex_attention_that_computes_something_else_is_not_used(
 
     monkeypatch.setattr(flex_module, "compile_friendly_flex_attention", wrong)
     with pytest.raises(UserError, match="something else"):
-        choose_flex(personalise(tiny_base), "flex", where="train.attention")
+        choose_flex(personalise(tiny_base), "flex")
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_to_the_same_weights(
     tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,11 +152,11 @@ def test_a_compiled_model_trains_to_the_same_weights(
     found = []
     for compiled in (False, True):
         lm = copy.deepcopy(start)
-        finetune(
+        fit(
+            PDPOTrainer,
             lm,
-            train_params(compile=compiled, max_steps=2, batch_size=2, micro_batch_size=2),
-            train_pairs=PAIRS,
-            eval_pairs=[],
+            *sections(compile=compiled, max_steps=2, batch_size=2, micro_batch_size=2),
+            {"train": PAIRS, "validation": []},
             checkpoints=tmp_path / str(compiled),
             seed=1,
             label="test",

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personal import personalise
-from preferences import some_pairs, train_params
+from preferences import sections, some_pairs
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.finetune import finetune, objective_of, training_arguments
-from prlhf.training.order import WINDOW, PairOrder, bucketed, shuffled
+from prlhf.training.dataset import WINDOW, PreferenceSampler, bucketed, epoch_order
+from prlhf.training.finetune import fit, training_arguments
 from prlhf.training.trainer import PDPOTrainer
 
 PAIRS = some_pairs(13, weights=True)
@@ -43,7 +43,7 @@ def padding(order: list[int], tokens: list[int], batch: int) -> float:
     epoch=st.integers(0, 3),
 )
 def test_every_pair_once_and_near_its_place(count: int, batch: int, seed: int, epoch: int) -> None:
-    order = shuffled(count, seed, epoch)
+    order = epoch_order(count, seed, epoch)
     got = bucketed(order, lengths(count, seed), batch, seed, epoch)
     assert sorted(got) == list(range(count))
     window = WINDOW * batch
@@ -56,7 +56,7 @@ def test_every_pair_once_and_near_its_place(count: int, batch: int, seed: int, e
 
 def test_batches_of_a_window_do_not_overlap_in_length() -> None:
     tokens = lengths(128)
-    order = bucketed(shuffled(128, 1, 0), tokens, 4, 1, 0)
+    order = bucketed(epoch_order(128, 1, 0), tokens, 4, 1, 0)
     spans = sorted(
         (min(batch), max(batch))
         for batch in ([tokens[pair] for pair in order[i : i + 4]] for i in range(0, 128, 4))
@@ -67,7 +67,7 @@ def test_batches_of_a_window_do_not_overlap_in_length() -> None:
 @pytest.mark.parametrize(("batch", "before"), [(4, 0.18), (16, 0.25)])
 def test_little_is_padded(batch: int, before: float) -> None:
     tokens = lengths(2048)
-    order = shuffled(2048, 1, 0)
+    order = epoch_order(2048, 1, 0)
     assert padding(order, tokens, batch) > before
     assert padding(bucketed(order, tokens, batch, 1, 0), tokens, batch) < 0.02
 
@@ -77,7 +77,7 @@ def test_lengths_do_not_decide_when_a_batch_comes() -> None:
     tokens = lengths(128)
     places = torch.zeros(128)
     for epoch in range(200):
-        order = bucketed(shuffled(128, 2, epoch), tokens, 4, 2, epoch)
+        order = bucketed(epoch_order(128, 2, epoch), tokens, 4, 2, epoch)
         places[torch.tensor(order)] += torch.arange(128) / 200
     correlation = torch.corrcoef(torch.stack([places, torch.tensor(tokens).float()]))[0, 1]
     assert abs(float(correlation)) < 0.3
@@ -89,18 +89,20 @@ def test_company_changes_from_epoch_to_epoch() -> None:
     tokens = lengths(256)
     found = []
     for epoch in (0, 1, 0):
-        order = list(PairOrder(256, seed=3, epoch=lambda e=epoch: e, lengths=tokens, batch=4))
-        found.append({frozenset(v.pair for v in order[i : i + 4]) for i in range(0, 256, 4)})
+        order = list(
+            PreferenceSampler(256, seed=3, epoch=lambda e=epoch: e, lengths=tokens, batch=4)
+        )
+        found.append({frozenset(v.position for v in order[i : i + 4]) for i in range(0, 256, 4)})
     assert found[0] == found[2]
     assert len(found[0] & found[1]) < 8
 
 
 def run(lm: PersonalizedLM, where: Path, **changes: Any) -> pd.DataFrame:
-    return finetune(
+    return fit(
+        PDPOTrainer,
         copy.deepcopy(lm),
-        train_params(**{"micro_batch_size": 2, "length_bucketing": True, **changes}),
-        train_pairs=PAIRS,
-        eval_pairs=PAIRS[:3],
+        *sections(**{"micro_batch_size": 2, "length_bucketing": True, **changes}),
+        {"train": PAIRS, "validation": PAIRS[:3]},
         checkpoints=where,
         seed=5,
         label="test",
@@ -115,23 +117,23 @@ def test_training_sees_batches_of_similar_length(tiny_base: BaseModel, tmp_path:
             seen.append(inputs["batch"].ref_chosen.tolist())
             return super().compute_loss(model, inputs, *args, **options)
 
-    params = train_params(micro_batch_size=2, length_bucketing=True)
+    train, params = sections(micro_batch_size=2, length_bucketing=True)
     lm = personalise(tiny_base)
     trainer = Watching(
         lm,
-        objective=objective_of(params),
+        train,
+        params,
         arguments=training_arguments(params, tmp_path, 5, lm.device, pairs=len(PAIRS)),
         train_pairs=PAIRS,
         eval_pairs=[],
-        lora_lr=1e-3,
-        user_lr=1e-2,
-        length_bucketing=True,
     )
     trainer.train()
-    order = bucketed(shuffled(13, 5, 0), [pair.length for pair in PAIRS], 2, 5, 0)
+    order = bucketed(epoch_order(13, 5, 0), [pair.length for pair in PAIRS], 2, 5, 0)
     expected = [[PAIRS[pair].ref_chosen for pair in order[i : i + 2]] for i in range(0, 13, 2)]
     assert seen == expected
-    assert seen != [[PAIRS[p].ref_chosen for p in shuffled(13, 5, 0)[i : i + 2]] for i in range(7)]
+    assert seen != [
+        [PAIRS[p].ref_chosen for p in epoch_order(13, 5, 0)[i : i + 2]] for i in range(7)
+    ]
 
 
 def test_it_is_a_choice(tiny_base: BaseModel, tmp_path: Path) -> None:

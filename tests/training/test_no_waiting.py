@@ -16,14 +16,15 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from personal import personalise
-from preferences import some_pairs, train_params
+from preferences import optimizer_params, sections, some_pairs
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.reward_model import PersonalizedRewardModel
-from prlhf.training.finetune import objective_of, training_arguments
-from prlhf.training.pairs import PairBatch, PairCollator
-from prlhf.training.reward import RewardTrainer
-from prlhf.training.trainer import PairTrainer, PDPOTrainer
+from prlhf.params import RewardTrainParams
+from prlhf.rewards.lm import PersonalizedRewardModel
+from prlhf.rewards.training import RewardTrainer
+from prlhf.training.dataset import PreferenceBatch, PreferenceCollator
+from prlhf.training.finetune import training_arguments
+from prlhf.training.trainer import PDPOTrainer, PreferenceTrainer
 
 PAIRS = some_pairs(24, weights=True)
 
@@ -85,21 +86,18 @@ class Between(TrainerCallback):
             self.watch.looking = False
 
 
-def trainer_of(model: Any, where: Path, callbacks: list[Any], **changes: Any) -> PairTrainer:
-    params = train_params(micro_batch_size=2, **changes)
+def trainer_of(model: Any, where: Path, callbacks: list[Any], **changes: Any) -> PreferenceTrainer:
+    train, params = sections(micro_batch_size=2, **changes)
     options: dict[str, Any] = {
         "arguments": training_arguments(params, where, 0, torch.device("cpu"), pairs=len(PAIRS)),
         "train_pairs": PAIRS,
         "eval_pairs": PAIRS[:2],
-        "lora_lr": 1e-3,
-        "user_lr": 1e-2,
         "callbacks": callbacks,
-        "term_sampling": params.term_sampling,
-        "length_bucketing": params.length_bucketing,
     }
     if isinstance(model, PersonalizedRewardModel):
-        return RewardTrainer(model, alpha=0.5, **options)
-    return PDPOTrainer(model, objective=objective_of(params), **options)
+        objective = RewardTrainParams(pairs="train", alpha=0.5)
+        return RewardTrainer(model, objective, params, **options)
+    return PDPOTrainer(model, train, params, **options)
 
 
 @pytest.mark.parametrize("sampling", [False, True])
@@ -120,7 +118,7 @@ def test_between_two_logs_nothing_waits_for_the_device(
     watch = Watch()
     between = Between(watch)
     trainer = trainer_of(
-        model, tmp_path, [between], term_sampling=sampling, nll=0.5, chosen_penalty=0.5
+        model, tmp_path, [between], term_sampling=sampling, nll_coef=0.5, dpop_coef=0.5
     )
     for name in ("cpu", "numpy", "tolist"):
         original = getattr(Tensor, name)
@@ -152,8 +150,10 @@ def test_the_watch_sees_what_waits() -> None:
 # -- batches on their way ------------------------------------------------------------------------
 
 
-def batch_of(lm: PersonalizedLM, **drawn: Any) -> PairBatch:
-    return PairCollator(lm.pack, True, True)([replace(p, **drawn) for p in PAIRS[:3]])["batch"]
+def batch_of(lm: PersonalizedLM, **drawn: Any) -> PreferenceBatch:
+    return PreferenceCollator(lm.pack, True, True)([replace(p, **drawn) for p in PAIRS[:3]])[
+        "batch"
+    ]
 
 
 @pytest.mark.parametrize("drawn", [{}, {"as_user": True}])
@@ -189,12 +189,12 @@ def test_every_tensor_of_a_batch_is_pinned_and_moved(
 
 def test_a_gpu_gets_its_batches_from_a_process_of_their_own(tmp_path: Path) -> None:
     arguments = training_arguments(
-        train_params(), tmp_path, 0, torch.device("cuda"), pairs=len(PAIRS)
+        optimizer_params(), tmp_path, 0, torch.device("cuda"), pairs=len(PAIRS)
     )
     assert arguments.dataloader_pin_memory
     assert arguments.dataloader_num_workers == 1
     assert arguments.accelerator_config.non_blocking
-    plain = training_arguments(train_params(), tmp_path, 0, torch.device("cpu"), pairs=8)
+    plain = training_arguments(optimizer_params(), tmp_path, 0, torch.device("cpu"), pairs=8)
     assert not plain.dataloader_pin_memory
     assert plain.dataloader_num_workers == 0
 

@@ -7,18 +7,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from prlhf.data.contract import canonical_prompt
+from preferences import prepared_pairs
+from prlhf.data.prompts import canonical_prompt
+from prlhf.data.reference import text_key
 from prlhf.models.base import Encoder
-from prlhf.training.pairs import PairTable, lengths, of_users
-from prlhf.training.reference_files import text_key
+from prlhf.training.dataset import PreferenceDataset, lengths_of, of_users
 from tiny import tiny_tokenizer
-
-ROWS = [
-    (1, "Why?", "Because.", "No", "I am new."),
-    (2, "Why?", "No", "Because of this.", None),
-    (1, "How long?", "Long", "L", "I am old."),
-    (3, "Why not?", "So", "Yes, indeed, why not", "I am new."),
-]
 
 
 class Counting(Encoder):
@@ -31,12 +25,6 @@ class Counting(Encoder):
     def response(self, text: str) -> list[int]:
         self.asked.append(text)
         return super().response(text)
-
-
-def table() -> pd.DataFrame:
-    columns = ["user_index", "prompt", "chosen", "rejected", "user_text"]
-    rows = pd.DataFrame(ROWS, columns=columns)
-    return rows.assign(prompt=rows["prompt"].map(canonical_prompt), weight=[1.0, 2.0, 0.5, 1.0])
 
 
 def logps(rows: pd.DataFrame) -> dict[str, float]:
@@ -52,7 +40,7 @@ def logps(rows: pd.DataFrame) -> dict[str, float]:
 
 def test_a_pair_is_encoded_when_it_is_asked_for() -> None:
     encoder = Counting(64, 16)
-    pairs = PairTable(table(), logps(table()), encoder)
+    pairs = PreferenceDataset(prepared_pairs(), logps(prepared_pairs()), encoder)
     assert len(pairs) == 4
     assert encoder.asked == []
     pair = pairs[2]
@@ -60,11 +48,11 @@ def test_a_pair_is_encoded_when_it_is_asked_for() -> None:
     prompt = canonical_prompt("How long?")
     assert (pair.user_index, pair.weight) == (1, 0.5)
     assert (pair.prompt, pair.rejected) == (encoder.prompt(prompt), encoder.response("L"))
-    assert pair.ref_chosen == logps(table())[text_key(prompt, "Long")]
+    assert pair.ref_chosen == logps(prepared_pairs())[text_key(prompt, "Long")]
 
 
 def test_slices_ends_and_the_last_one() -> None:
-    pairs = PairTable(table(), logps(table()), Counting(64, 16))
+    pairs = PreferenceDataset(prepared_pairs(), logps(prepared_pairs()), Counting(64, 16))
     assert pairs[1:3] == [pairs[1], pairs[2]]
     assert pairs[-1] == pairs[3]
     assert [pair.user_index for pair in pairs] == [1, 2, 1, 3]
@@ -74,13 +62,16 @@ def test_slices_ends_and_the_last_one() -> None:
 
 def test_texts_are_read_by_those_who_read_them() -> None:
     reading, blind = Counting(64, 16, 20), Counting(64, 16)
-    known = logps(table())
-    told, asked = PairTable(table(), known, reading), PairTable(table(), known, blind)
+    known = logps(prepared_pairs())
+    told, asked = (
+        PreferenceDataset(prepared_pairs(), known, reading),
+        PreferenceDataset(prepared_pairs(), known, blind),
+    )
     assert told[0].prompt == [*blind.text("I am new.\n"), *asked[0].prompt]
     assert told[1].prompt == asked[1].prompt
     why = canonical_prompt("Why?")
     assert told[0].ref_chosen == known[text_key(why, "Because.")]
-    both = PairTable(table(), known, reading, reference_text=True)
+    both = PreferenceDataset(prepared_pairs(), known, reading, reference_text=True)
     assert both[0].ref_chosen == known[text_key(why, "Because.", "I am new.")]
     assert both[1].ref_chosen == known[text_key(why, "No")]
 
@@ -88,7 +79,9 @@ def test_texts_are_read_by_those_who_read_them() -> None:
 @pytest.mark.parametrize("text", [False, True])
 def test_those_of_some_users_are_what_they_were(text: bool) -> None:
     encoder = Counting(64, 16, 20 if text else None)
-    pairs = PairTable(table(), logps(table()), encoder, reference_text=text)
+    pairs = PreferenceDataset(
+        prepared_pairs(), logps(prepared_pairs()), encoder, reference_text=text
+    )
     for some in (of_users(pairs, lambda user: user != 2), of_users([*pairs], lambda u: u != 2)):
         assert [*some] == [pairs[0], pairs[2], pairs[3]]
     nobody = of_users(pairs, lambda user: user == 9)
@@ -97,10 +90,8 @@ def test_those_of_some_users_are_what_they_were(text: bool) -> None:
 
 def test_lengths_tell_long_from_short_without_encoding() -> None:
     encoder = Counting(64, 16)
-    pairs = PairTable(table(), logps(table()), encoder)
-    prompt = [len(canonical_prompt(row[1])) for row in ROWS]
-    assert lengths(pairs) == [
-        n + len(row[2]) + len(row[3]) for n, row in zip(prompt, ROWS, strict=True)
-    ]
+    pairs = PreferenceDataset(prepared_pairs(), logps(prepared_pairs()), encoder)
+    texts = prepared_pairs()[["prompt", "chosen", "rejected"]]
+    assert lengths_of(pairs) == [sum(map(len, row)) for row in texts.itertuples(index=False)]
     assert encoder.asked == []
-    assert lengths([*pairs]) == [pair.length for pair in pairs]
+    assert lengths_of([*pairs]) == [pair.length for pair in pairs]

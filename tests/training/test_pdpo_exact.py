@@ -13,13 +13,14 @@ from torch import Tensor
 
 import naive
 from personal import assert_same_gradients, gradients, personalise
-from preferences import some_pairs
-from prlhf.data.contract import canonical_prompt
+from preferences import some_pairs, train_params
+from prlhf.data.prompts import canonical_prompt
+from prlhf.data.reference import text_key
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.losses import Objective, pair_losses
-from prlhf.training.pairs import Pair, PairCollator, PairTable
-from prlhf.training.reference_files import text_key
+from prlhf.params import TrainParams
+from prlhf.training.dataset import PreferenceCollator, PreferenceDataset, PreferenceExample
+from prlhf.training.losses import pdpo_loss
 from prlhf.training.trainer import conditions
 
 PAIRS = some_pairs(5, weights=True)
@@ -27,8 +28,8 @@ PAIRS = some_pairs(5, weights=True)
 
 def naive_loss(
     lm: PersonalizedLM,
-    pairs: list[Pair],
-    objective: Objective,
+    pairs: list[PreferenceExample],
+    objective: TrainParams,
     texts: list[list[int]] | None = None,
 ) -> Tensor:
     """The weighted mean of the objective over pairs: four sequences a pair, one at a time.
@@ -61,7 +62,7 @@ def naive_loss(
             tokens = len(pair.chosen)
             nll = -chosen / tokens
             fell = torch.clamp(pair.ref_chosen - chosen, min=0) / tokens
-            terms.append(preference + objective.nll * nll + objective.chosen_penalty * fell)
+            terms.append(preference + objective.nll_coef * nll + objective.dpop_coef * fell)
         loss = objective.alpha * terms[0] + (1 - objective.alpha) * terms[1]
         if objective.alpha > 0:
             loss = loss + penalty(lm, pair.user_index)
@@ -79,12 +80,12 @@ def penalty(lm: PersonalizedLM, user: int) -> Tensor | float:
     return 0.0
 
 
-def our_loss(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> Tensor:
-    batch = PairCollator(lm.pack, *conditions(lm, objective.alpha))(pairs)["batch"]
+def our_loss(lm: PersonalizedLM, pairs: list[PreferenceExample], objective: TrainParams) -> Tensor:
+    batch = PreferenceCollator(lm.pack, *conditions(lm, objective.alpha))(pairs)["batch"]
     batch = replace(
         batch, **{n: getattr(batch, n).double() for n in ("ref_chosen", "ref_rejected", "weight")}
     )
-    losses = pair_losses(lm, batch, objective).loss
+    losses = pdpo_loss(lm, batch, objective).loss
     assert losses.shape == (len(pairs),)
     return (batch.weight * losses).sum() / batch.weight.sum()
 
@@ -98,7 +99,7 @@ def exact(base: BaseModel, kind: str, max_user_text: int | None = None) -> Perso
     return lm
 
 
-def check(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> None:
+def check(lm: PersonalizedLM, pairs: list[PreferenceExample], objective: TrainParams) -> None:
     ours, expected = our_loss(lm, pairs, objective), naive_loss(lm, pairs, objective)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
     found, wanted = gradients(lm, ours), gradients(lm, expected)
@@ -111,10 +112,10 @@ def check(lm: PersonalizedLM, pairs: list[Pair], objective: Objective) -> None:
 def test_loss_and_gradient_of_a_batch(tiny_base: BaseModel, kind: str, shares: bool) -> None:
     lm = exact(tiny_base, kind)
     lm.shares_prompts = shares
-    check(lm, PAIRS, Objective(alpha=0.3, beta=0.5, nll=0.7, chosen_penalty=0.4))
+    check(lm, PAIRS, train_params(alpha=0.3, beta=0.5, nll_coef=0.7, dpop_coef=0.4))
 
 
-def stated_pairs(lm: PersonalizedLM, reference_text: bool) -> tuple[list[Pair], ...]:
+def stated_pairs(lm: PersonalizedLM, reference_text: bool) -> tuple[list[PreferenceExample], ...]:
     """Pairs as they are trained on, the same without their users' texts, and those texts' ids."""
     prompt = canonical_prompt("Why?")
     rows = [(1, "I am new."), (2, "I know it all, and yet."), (1, "I am new."), (3, None)]
@@ -135,7 +136,7 @@ def stated_pairs(lm: PersonalizedLM, reference_text: bool) -> tuple[list[Pair], 
         for i, response in enumerate(responses)
         for j, text in enumerate(said)
     }
-    pairs = PairTable(table, reference, lm.encoder, reference_text=reference_text)
+    pairs = PreferenceDataset(table, reference, lm.encoder, reference_text=reference_text)
     text_key_of = [text if reference_text else None for _, text in rows]
     asked = lm.base.tokenizer("<|start|>user\nWhy?<|end|>\n<|start|>assistant\n")["input_ids"]
     bare = [
@@ -161,7 +162,7 @@ def test_both_terms_read_what_the_user_says(
     lm = exact(tiny_base, kind, max_user_text=40)
     lm.shares_prompts = shares
     pairs, bare, texts = stated_pairs(lm, reference_text)
-    objective = Objective(alpha=0.3, beta=0.5, nll=0.7, chosen_penalty=0.4)
+    objective = train_params(alpha=0.3, beta=0.5, nll_coef=0.7, dpop_coef=0.4)
     ours, expected = our_loss(lm, pairs, objective), naive_loss(lm, bare, objective, texts)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
     assert_same_gradients(gradients(lm, ours), gradients(lm, expected), atol=1e-10)
@@ -172,7 +173,7 @@ def test_both_terms_read_what_the_user_says(
 @pytest.mark.parametrize("loss", naive.LOSSES)
 def test_every_member_of_the_family(tiny_base: BaseModel, loss: str) -> None:
     lm = exact(tiny_base, "individual")
-    check(lm, PAIRS[:2], Objective(alpha=0.6, beta=0.2, loss=loss, label_smoothing=0.1))
+    check(lm, PAIRS[:2], train_params(alpha=0.6, beta=0.2, loss=loss, label_smoothing=0.1))
 
 
 @settings(max_examples=6, phases=[Phase.generate])
@@ -191,12 +192,12 @@ def test_any_batch(
 
     lm = exact(load_base(tiny_path, "float32"), kind)
     pairs = some_pairs(count, weights=True, seed=seed)
-    check(lm, pairs, Objective(alpha=alpha, beta=beta, nll=nll))
+    check(lm, pairs, train_params(alpha=alpha, beta=beta, nll_coef=nll))
 
 
 def test_both_conditions_of_every_pair_are_in_every_batch(tiny_base: BaseModel) -> None:
     lm = personalise(tiny_base)
-    batch = PairCollator(lm.pack, *conditions(lm, 0.5))(PAIRS)["batch"]
+    batch = PreferenceCollator(lm.pack, *conditions(lm, 0.5))(PAIRS)["batch"]
     users = [pair.user_index for pair in PAIRS]
     assert batch.packed.user_index.tolist() == [*users, *[0] * len(PAIRS)]
     assert len(batch) == len(PAIRS)
@@ -207,9 +208,9 @@ def test_a_condition_without_weight_is_not_computed(
     tiny_base: BaseModel, alpha: float, expected: str
 ) -> None:
     lm = personalise(tiny_base)
-    batch = PairCollator(lm.pack, *conditions(lm, alpha))(PAIRS)["batch"]
+    batch = PreferenceCollator(lm.pack, *conditions(lm, alpha))(PAIRS)["batch"]
     assert len(batch.packed.input_ids) == len(PAIRS)
-    result = pair_losses(lm, batch, Objective(alpha=alpha, beta=0.3))
+    result = pdpo_loss(lm, batch, train_params(alpha=alpha, beta=0.3))
     assert {name for name in result.metrics if name.startswith("accuracy")} == {
         f"accuracy_{expected}"
     }
@@ -222,9 +223,9 @@ def test_without_user_tokens_one_condition_stands_for_both(
     """The uniform user model is DPO, whatever alpha."""
     lm = personalise(tiny_base, "uniform")
     assert conditions(lm, alpha) == (False, True)
-    batch = PairCollator(lm.pack, *conditions(lm, alpha))(PAIRS)["batch"]
+    batch = PreferenceCollator(lm.pack, *conditions(lm, alpha))(PAIRS)["batch"]
     assert len(batch.packed.input_ids) == len(PAIRS)
-    losses = pair_losses(lm, batch, Objective(alpha=alpha, beta=0.3)).loss
+    losses = pdpo_loss(lm, batch, train_params(alpha=alpha, beta=0.3)).loss
     scores = lm.score([pair.row(0) for pair in PAIRS], label="test").logps.view(-1, 2)
     for i, pair in enumerate(PAIRS):
         h = (scores[i, 0] - pair.ref_chosen) - (scores[i, 1] - pair.ref_rejected)
@@ -234,7 +235,7 @@ def test_without_user_tokens_one_condition_stands_for_both(
 
 def test_alpha_of_zero_leaves_the_users_alone(tiny_base: BaseModel) -> None:
     lm = exact(tiny_base, "individual")
-    found = gradients(lm, our_loss(lm, PAIRS, Objective(alpha=0.0, beta=0.5, nll=1.0)))
+    found = gradients(lm, our_loss(lm, PAIRS, train_params(alpha=0.0, beta=0.5, nll_coef=1.0)))
     assert not found["user_model.offsets.weight"].any()
     assert found["user_model.shared"].any()
     assert any(slope.any() for name, slope in found.items() if "lora" in name)
@@ -243,7 +244,7 @@ def test_alpha_of_zero_leaves_the_users_alone(tiny_base: BaseModel) -> None:
 def test_alpha_of_one_leaves_the_generic_user_alone(tiny_base: BaseModel) -> None:
     lm = exact(tiny_base, "cluster")
     lm.user_model.generic_pull = 0.0
-    found = gradients(lm, our_loss(lm, PAIRS, Objective(alpha=1.0, beta=0.5, nll=1.0)))
+    found = gradients(lm, our_loss(lm, PAIRS, train_params(alpha=1.0, beta=0.5, nll_coef=1.0)))
     assert not found["user_model.generic_weights"].any()
     assert found["user_model.weights.weight"][1:].any()
     assert found["user_model.centres"].any()
@@ -252,16 +253,16 @@ def test_alpha_of_one_leaves_the_generic_user_alone(tiny_base: BaseModel) -> Non
 def test_only_the_users_of_the_batch_have_a_gradient(tiny_base: BaseModel) -> None:
     lm = exact(tiny_base, "individual")
     pairs = [replace(pair, user_index=2) for pair in PAIRS]
-    found = gradients(lm, our_loss(lm, pairs, Objective(alpha=0.5, beta=0.5)))
+    found = gradients(lm, our_loss(lm, pairs, train_params(alpha=0.5, beta=0.5)))
     rows = found["user_model.offsets.weight"].abs().sum(1) > 0
     assert rows.tolist() == [False, False, True, False]
 
 
 def test_metrics(tiny_base: BaseModel) -> None:
     lm = exact(tiny_base, "individual")
-    objective = Objective(alpha=0.25, beta=0.5, nll=1.0)
-    batch = PairCollator(lm.pack, True, True)(PAIRS)["batch"]
-    metrics = pair_losses(lm, batch, objective).metrics
+    objective = train_params(alpha=0.25, beta=0.5, nll_coef=1.0)
+    batch = PreferenceCollator(lm.pack, True, True)(PAIRS)["batch"]
+    metrics = pdpo_loss(lm, batch, objective).metrics
     embedding = naive.embedding_of(lm.user_model)
     for i, pair in enumerate(PAIRS):
         chosen = {}
@@ -283,5 +284,7 @@ def test_a_tie_counts_half(tiny_base: BaseModel) -> None:
     lm = personalise(tiny_base)
     pair = replace(PAIRS[0], rejected=PAIRS[0].chosen, ref_rejected=PAIRS[0].ref_chosen)
     lm.shares_prompts = False  # so that both are computed alike to the last bit
-    batch = PairCollator(lm.pack, True, True)([pair])["batch"]
-    assert pair_losses(lm, batch, Objective(0.5, 0.3)).metrics["accuracy_user"].tolist() == [0.5]
+    batch = PreferenceCollator(lm.pack, True, True)([pair])["batch"]
+    assert pdpo_loss(lm, batch, train_params(alpha=0.5, beta=0.3)).metrics[
+        "accuracy_user"
+    ].tolist() == [0.5]

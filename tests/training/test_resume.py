@@ -17,12 +17,13 @@ from torch import Tensor
 
 import prlhf.training.finetune as finetune_module
 from personal import personalise
-from preferences import some_pairs, train_params
+from preferences import sections, some_pairs
+from prlhf.infra.io import discard, run_key
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.checkpoints import COMPLETE, discard, last_complete, run_key
-from prlhf.training.finetune import finetune
-from prlhf.training.watch import ShowProgress
+from prlhf.training.callbacks import COMPLETE, ShowProgress, last_complete
+from prlhf.training.finetune import fit
+from prlhf.training.trainer import PDPOTrainer
 
 PAIRS = some_pairs(10, weights=True)
 # 5 steps an epoch; validations, checkpoints and logs (every 5 steps) fall on different steps.
@@ -33,16 +34,16 @@ SETTINGS: dict[str, Any] = {
     "warmup_ratio": 0.2,
     "checkpoint_every": 3,
     "eval_every": 4,
-    "nll": 0.5,
+    "nll_coef": 0.5,
 }
 
 
 def run(lm: PersonalizedLM, checkpoints: Path, **changes: Any) -> pd.DataFrame:
-    return finetune(
+    return fit(
+        PDPOTrainer,
         lm,
-        train_params(**{**SETTINGS, **changes}),
-        train_pairs=PAIRS,
-        eval_pairs=PAIRS[:3],
+        *sections(**{**SETTINGS, **changes}),
+        {"train": PAIRS, "validation": PAIRS[:3]},
         checkpoints=checkpoints,
         seed=5,
         label="test",
@@ -198,6 +199,10 @@ def test_the_same_run_has_the_same_name(inputs: list[Path], tmp_path: Path) -> N
     assert set(key) <= set("0123456789abcdef")
     assert run_key(json.loads(json.dumps(SECTION)), inputs) == key
     assert run_key(dict(reversed(SECTION.items())), inputs) == key
+    # Sections of the parameters stand for their values.
+    _, params = sections()
+    whole = {"seed": 1, "optimizer": params}
+    assert run_key(whole, inputs) == run_key(whole | {"optimizer": params.model_dump()}, inputs)
     # Wherever it is, and whenever its files were written.
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -251,6 +256,12 @@ def test_other_code_is_another_run(
     source.write_text("x = 2\n")
     changed = run_key(SECTION, inputs)
     assert len({key, loaded, changed}) == 3
+    # Neither messages nor the command line change a result.
+    for name in ("infra.new_part", "params.new_part", "commands", "cli", "stages"):
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "prlhf.new_part")
+            patch.setitem(sys.modules, f"prlhf.{name}", module)
+            assert run_key(SECTION, inputs) == key
     other = ModuleType("elsewhere")
     other.__file__ = str(source)
     monkeypatch.delitem(sys.modules, "prlhf.new_part")

@@ -16,17 +16,23 @@ from torch.utils.data import BatchSampler
 
 import prlhf.training.finetune as finetune_module
 from personal import assert_same_gradients, gradients, personalise
-from preferences import some_pairs, train_params
+from preferences import sections, some_pairs, train_params
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.reward_model import PersonalizedRewardModel
-from prlhf.training.finetune import finetune, objective_of, training_arguments
-from prlhf.training.losses import Objective, PairLosses, pair_losses
-from prlhf.training.order import PairOrder, Visit, drawn_terms, shuffled
-from prlhf.training.pairs import Pair, PairCollator
-from prlhf.training.reward import reward_losses
+from prlhf.rewards.lm import PersonalizedRewardModel
+from prlhf.rewards.training import reward_loss
+from prlhf.training.callbacks import ShowProgress
+from prlhf.training.dataset import (
+    PreferenceCollator,
+    PreferenceExample,
+    PreferenceSampler,
+    Visit,
+    drawn_terms,
+    epoch_order,
+)
+from prlhf.training.finetune import fit, training_arguments
+from prlhf.training.losses import PairLosses, pdpo_loss
 from prlhf.training.trainer import PDPOTrainer, conditions
-from prlhf.training.watch import ShowProgress
 
 PAIRS = some_pairs(8, weights=True)
 ALPHA = 0.3
@@ -38,15 +44,15 @@ def exact(base: BaseModel, kind: str) -> PersonalizedLM:
     return lm
 
 
-def losses(model: Any, pairs: list[Pair]) -> PairLosses:
+def losses(model: Any, pairs: list[PreferenceExample]) -> PairLosses:
     """Of P-DPO or, with a reward model, of P-RM."""
-    batch = PairCollator(model.pack, *conditions(model, ALPHA))(pairs)["batch"]
+    batch = PreferenceCollator(model.pack, *conditions(model, ALPHA))(pairs)["batch"]
     if isinstance(model, PersonalizedRewardModel):
-        return reward_losses(model, batch, ALPHA)
-    return pair_losses(model, batch, Objective(ALPHA, 0.5, nll=0.7, chosen_penalty=0.4))
+        return reward_loss(model, batch, ALPHA)
+    return pdpo_loss(model, batch, train_params(alpha=ALPHA, beta=0.5, nll_coef=0.7, dpop_coef=0.4))
 
 
-def mean_loss(model: Any, pairs: list[Pair]) -> Tensor:
+def mean_loss(model: Any, pairs: list[PreferenceExample]) -> Tensor:
     weight = torch.tensor([pair.weight for pair in pairs], dtype=torch.float64)
     return (weight * losses(model, pairs).loss).sum() / weight.sum()
 
@@ -84,7 +90,7 @@ def test_the_expectation_over_all_draws_is_the_objective_and_its_gradient(
 
 def test_a_drawn_batch_is_half_of_a_whole_one(tiny_base: BaseModel) -> None:
     lm = personalise(tiny_base)
-    collate = PairCollator(lm.pack, True, True)
+    collate = PreferenceCollator(lm.pack, True, True)
     draw = [True, False, False, True, False]
     whole = collate(PAIRS[:5])["batch"]
     drawn = collate([replace(p, as_user=d) for p, d in zip(PAIRS[:5], draw, strict=True)])["batch"]
@@ -133,26 +139,26 @@ def test_a_pair_is_seen_as_its_user_with_probability_alpha(alpha: float) -> None
 
 def test_an_epoch_visits_every_pair_once() -> None:
     epoch = 0
-    order = PairOrder(9, seed=4, epoch=lambda: epoch, alpha=0.5)
+    order = PreferenceSampler(9, seed=4, epoch=lambda: epoch, alpha=0.5)
     found = []
     for epoch in (0, 1, 0):
         found.append(list(order))
-        assert sorted(visit.pair for visit in found[-1]) == list(range(9))
+        assert sorted(visit.position for visit in found[-1]) == list(range(9))
         terms = drawn_terms(9, 0.5, 4, epoch)
-        assert all(visit.as_user == terms[visit.pair] for visit in found[-1])
+        assert all(visit.as_user == terms[visit.position] for visit in found[-1])
     assert found[0] == found[2] != found[1]
-    whole = PairOrder(9, seed=4, epoch=lambda: 0)
+    whole = PreferenceSampler(9, seed=4, epoch=lambda: 0)
     # Drawing terms leaves the order of the data as it is.
-    assert list(whole) == [Visit(visit.pair, None) for visit in found[0]]
-    assert [visit.pair for visit in whole] == shuffled(9, 4, 0)
+    assert list(whole) == [Visit(visit.position, None) for visit in found[0]]
+    assert [visit.position for visit in whole] == epoch_order(9, 4, 0)
 
 
 def test_processes_share_the_visits_of_one() -> None:
     def batches(index: int) -> list[list[Visit]]:
-        order = PairOrder(16, seed=1, epoch=lambda: 2, alpha=0.5)
+        order = PreferenceSampler(16, seed=1, epoch=lambda: 2, alpha=0.5)
         return list(BatchSamplerShard(BatchSampler(order, 2, False), 2, index))
 
-    alone = list(PairOrder(16, seed=1, epoch=lambda: 2, alpha=0.5))
+    alone = list(PreferenceSampler(16, seed=1, epoch=lambda: 2, alpha=0.5))
     together = [batch for two in zip(batches(0), batches(1), strict=True) for batch in two]
     assert [visit for batch in together for visit in batch] == alone
 
@@ -162,11 +168,11 @@ def test_processes_share_the_visits_of_one() -> None:
 
 def run(lm: PersonalizedLM, checkpoints: Path, **changes: Any) -> Any:
     settings = {"term_sampling": True, "batch_size": 4, "micro_batch_size": 4, "epochs": 3.0}
-    return finetune(
+    return fit(
+        PDPOTrainer,
         lm,
-        train_params(**{**settings, **changes}),
-        train_pairs=PAIRS,
-        eval_pairs=PAIRS[:3],
+        *sections(**{**settings, **changes}),
+        {"train": PAIRS, "validation": PAIRS[:3]},
         checkpoints=checkpoints,
         seed=5,
         label="test",
@@ -243,24 +249,22 @@ def test_a_resumed_run_sees_the_same_draws(
 
 
 def trainer(lm: PersonalizedLM, where: Path, **changes: Any) -> PDPOTrainer:
-    params = train_params(term_sampling=True, **changes)
+    train, params = sections(term_sampling=True, **changes)
     return PDPOTrainer(
         lm,
-        objective=objective_of(params),
+        train,
+        params,
         arguments=training_arguments(params, where, 0, lm.device, pairs=len(PAIRS)),
         train_pairs=PAIRS,
         eval_pairs=PAIRS[:4],
-        lora_lr=1e-3,
-        user_lr=1e-2,
-        term_sampling=True,
     )
 
 
 def test_validation_computes_both_terms(tiny_base: BaseModel, tmp_path: Path) -> None:
     lm = personalise(tiny_base)
     metrics = trainer(lm, tmp_path).evaluate()
-    batch = PairCollator(lm.pack, True, True)(PAIRS[:4])["batch"]
-    result = pair_losses(lm, batch, Objective(0.5, 0.3))
+    batch = PreferenceCollator(lm.pack, True, True)(PAIRS[:4])["batch"]
+    result = pdpo_loss(lm, batch, train_params(alpha=0.5, beta=0.3))
     weight = batch.weight / batch.weight.sum()
     for name in ("margin_user", "margin_generic", "preference_loss"):
         expected = float((weight * result.metrics[name]).sum())

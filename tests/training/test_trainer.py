@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from personal import personalise
-from preferences import mirrored, some_pairs, train_params
+from preferences import mirrored, optimizer_params, sections, some_pairs
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.finetune import finetune, objective_of, sample, steps, training_arguments
-from prlhf.training.pairs import Pair
+from prlhf.training.callbacks import COLUMNS, training_curves
+from prlhf.training.dataset import PreferenceExample
+from prlhf.training.finetune import fit, sample_pairs, steps, training_arguments
 from prlhf.training.trainer import PDPOTrainer
-from prlhf.training.watch import COLUMNS, curves
 
 PAIRS = some_pairs(8, weights=True)
 
@@ -32,22 +32,21 @@ def parameters(lm: PersonalizedLM) -> dict[str, Tensor]:
 def train(
     lm: PersonalizedLM,
     where: Path,
-    pairs: list[Pair] = PAIRS,
+    pairs: list[PreferenceExample] = PAIRS,
     *,
     callbacks: list[TrainerCallback] | None = None,
     seed: int = 0,
     **changes: Any,
 ) -> PDPOTrainer:
-    """Train as `finetune` does, and keep the trainer."""
-    params = train_params(**changes)
+    """Train as `fit` does, and keep the trainer."""
+    objective, params = sections(**changes)
     trainer = PDPOTrainer(
         lm,
-        objective=objective_of(params),
+        objective,
+        params,
         arguments=training_arguments(params, where, seed, lm.device, pairs=len(pairs)),
         train_pairs=pairs,
         eval_pairs=pairs[: params.eval_pairs],
-        lora_lr=params.lora_lr,
-        user_lr=params.user_lr,
         callbacks=callbacks or [],
     )
     trainer.train()
@@ -85,8 +84,8 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(
             tmp_path / str(micro),
             micro_batch_size=micro,
             max_steps=2,
-            nll=0.5,
-            chosen_penalty=0.5,
+            nll_coef=0.5,
+            dpop_coef=0.5,
             callbacks=[keep],
         )
         found.append(keep.found)
@@ -232,11 +231,11 @@ def test_runs_repeat_themselves(tiny_base: BaseModel, tmp_path: Path) -> None:
     for run, (seed, elsewhere) in enumerate(((3, 1), (3, 2), (4, 1))):
         lm = copy.deepcopy(start)
         torch.manual_seed(elsewhere)
-        finetune(
+        fit(
+            PDPOTrainer,
             lm,
-            train_params(max_steps=2),
-            train_pairs=PAIRS,
-            eval_pairs=PAIRS[:2],
+            *sections(max_steps=2),
+            {"train": PAIRS, "validation": PAIRS[:2]},
             checkpoints=tmp_path / str(run),
             seed=seed,
             label="test",
@@ -267,17 +266,18 @@ def test_what_a_log_entry_says(tiny_base: BaseModel, tmp_path: Path) -> None:
     first = next(e for e in trainer.state.log_history if "loss" in e)
     other = PDPOTrainer(
         start,
-        objective=trainer.objective,
-        arguments=training_arguments(train_params(), tmp_path, 0, start.device, pairs=len(pairs)),
+        trainer.objective,
+        optimizer_params(),
+        arguments=training_arguments(
+            optimizer_params(), tmp_path, 0, start.device, pairs=len(pairs)
+        ),
         train_pairs=pairs,
         eval_pairs=pairs,
-        lora_lr=0.0,
-        user_lr=0.0,
     )
     means = other.evaluate()
     for name in ("loss", "preference_loss", "nll", "accuracy_user", "margin_generic"):
         assert first[name] == pytest.approx(means[f"eval_{name}"], rel=1e-5), name
-    assert first["learning_rate"] == train_params().lora_lr
+    assert first["learning_rate"] == optimizer_params().lora_lr
     assert first["grad_norm"] > 0
 
 
@@ -287,11 +287,11 @@ def test_evaluating_nothing(tiny_base: BaseModel, tmp_path: Path) -> None:
 
 
 def test_the_curves(tiny_base: BaseModel, tmp_path: Path) -> None:
-    table = finetune(
+    table = fit(
+        PDPOTrainer,
         personalise(tiny_base),
-        train_params(epochs=6.0, eval_every=4, eval_pairs=3),
-        train_pairs=PAIRS,
-        eval_pairs=PAIRS,
+        *sections(epochs=6.0, eval_every=4, eval_pairs=3),
+        {"train": PAIRS, "validation": PAIRS},
         checkpoints=tmp_path,
         seed=0,
         label="test",
@@ -309,19 +309,19 @@ def test_the_curves(tiny_base: BaseModel, tmp_path: Path) -> None:
 
 def test_curves_leave_out_what_was_not_computed(tiny_base: BaseModel, tmp_path: Path) -> None:
     trainer = train(personalise(tiny_base, "uniform"), tmp_path, max_steps=2)
-    columns = set(curves(trainer.state.log_history).columns)
+    columns = set(training_curves(trainer.state.log_history).columns)
     assert {"accuracy_generic", "margin_generic", "loss"} <= columns
     assert not {"accuracy_user", "margin_user"} & columns
 
 
 def test_a_sample_is_fixed_and_in_order() -> None:
     pairs = some_pairs(20)
-    chosen = sample(pairs, 6, seed=1)
+    chosen = sample_pairs(pairs, 6, seed=1)
     assert len(chosen) == 6
     assert chosen == [pair for pair in pairs if pair in chosen]
-    assert chosen == sample(pairs, 6, seed=1)
-    assert chosen != sample(pairs, 6, seed=2)
-    assert sample(pairs, 20, seed=1) == pairs
+    assert chosen == sample_pairs(pairs, 6, seed=1)
+    assert chosen != sample_pairs(pairs, 6, seed=2)
+    assert sample_pairs(pairs, 20, seed=1) == pairs
 
 
 @pytest.mark.parametrize(
@@ -332,5 +332,5 @@ def test_steps_are_what_epochs_give_and_max_steps_at_most(
     epochs: float, most: int | None, expected: int
 ) -> None:
     """Hugging Face's `max_steps` alone would go on with a further epoch."""
-    params = train_params(epochs=epochs, max_steps=most, batch_size=4, micro_batch_size=2)
+    params = optimizer_params(epochs=epochs, max_steps=most, batch_size=4, micro_batch_size=2)
     assert steps(params, 10) == expected

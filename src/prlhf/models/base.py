@@ -1,87 +1,45 @@
-"""Loading a resolved base model, and turning prompts and responses into tokens.
-
-Everything here is architecture-neutral: any Hugging Face causal language model with a tokenizer.
-"""
+"""A base model, any Hugging Face causal language model: loading it, and text to its tokens."""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
+import pandas as pd
 import torch
-from huggingface_hub.utils import logging as hub_logging
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
-from prlhf import distributed
-from prlhf.data.contract import messages, stated
-from prlhf.errors import UserError
-from prlhf.models.quantized import NF4, nf4_options
+from prlhf.data import clean_user_text
+from prlhf.data.prompts import messages
+from prlhf.infra import distributed
+from prlhf.infra.errors import UserError, loading
+from prlhf.infra.io import SOURCE
+from prlhf.infra.progress import quiet_transformers
+from prlhf.params import TokenParams
 
-if TYPE_CHECKING:
-    import pandas as pd
+NF4: Final = "nf4"
+"""The `model.dtype` of 4-bit weights."""
 
-SOURCE = "prlhf_source.json"
-"""What the `base_model` stage records beside the weights about where they came from."""
-
-REMEMBERED = 2**13
-"""Encoded prompts, and texts of users, that are kept for when they come again."""
-
-_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-"""What `from_pretrained` raises when files are missing, broken or of another kind."""
-
-DTYPES = {
+DTYPES: Final = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-    NF4: torch.bfloat16,  # what is computed in
+    NF4: torch.bfloat16,  # of the computation
 }
-
-
-def pick_device() -> torch.device:
-    """The device to compute on: `PRLHF_DEVICE` if set, else CUDA when there is one, else CPU.
-
-    Of several processes on a machine each takes a GPU of its own.
-    """
-    name = os.environ.get("PRLHF_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"{name!r} is no torch device", where="PRLHF_DEVICE", fix="use cpu, cuda or cuda:0"
-        ) from error
-    if device.type != "cuda" or distributed.world_size() == 1:
-        return device
-    number, present = distributed.local_rank(), torch.cuda.device_count()
-    if number >= present:
-        raise UserError(
-            f"more processes than GPUs: this machine has {present}",
-            where="launch.processes",
-            fix="start one for each GPU, or set PRLHF_DEVICE=cpu",
-        )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 elsewhere (bfloat16 is emulated on many CPUs)."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return DTYPES[name]
 
 
 @dataclass(frozen=True)
@@ -106,8 +64,8 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
     """Load the model in directory `path` (written by the `base_model` stage), frozen, in eval mode.
 
     Raises:
-        UserError: the directory is missing or is not a causal language model, or `dtype` cannot be
-            had here.
+        UserError: the directory is missing or holds no causal language model, or `dtype` is not
+            available here.
     """
     if not (path / "config.json").is_file():
         raise UserError("no base model here", where=path, fix="run `dvc repro base_model`")
@@ -120,7 +78,7 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
         fix="check model.name, then run `dvc repro -f base_model`",
     ):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = _weights(path, device, {"dtype": pick_dtype(dtype, device), **options})
+        model = _load_weights(path, device, {"dtype": pick_dtype(dtype, device), **options})
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token", where=path)
     without_dropout(model)
@@ -128,8 +86,8 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
     return BaseModel(model, tokenizer, path, read_source(path))
 
 
-def _weights(path: Path, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
-    """The model in `path`, frozen, on `device`; this process's part of it if it is spread out."""
+def _load_weights(path: Path, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
+    """The frozen model on `device`; under FSDP, this process's share of it."""
 
     def read() -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
@@ -139,44 +97,97 @@ def _weights(path: Path, device: torch.device, options: dict[str, Any]) -> PreTr
         return read().to(device)
     if "quantization_config" in options:
         raise UserError(
-            "4-bit weights (nf4) cannot be spread over processes",
+            "4-bit weights (nf4) cannot be sharded over processes",
             where="launch.strategy",
             fix="use ddp, or model.dtype: bfloat16",
         )
     with distributed.one_at_a_time():
-        # The machine's memory has to hold the whole model once, however many processes there are.
+        # So the machine's memory holds one whole model at a time, whatever the number of processes.
         model = read()
         distributed.shard(model, device)
     return model
 
 
-@contextmanager
-def loading(problem: str, *, where: str | Path, fix: str | None = None) -> Iterator[None]:
-    """Turn what transformers raises for files that are missing or wrong into one plain error.
+def read_source(path: Path) -> dict[str, Any]:
+    """What the `base_model` stage recorded about the model's origin (empty if nothing)."""
+    record = path / SOURCE
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+
+
+def pick_device() -> torch.device:
+    """The device to compute on: `PRLHF_DEVICE` if set, else CUDA if available, else the CPU.
+
+    Of several processes on a machine, each takes its own GPU.
 
     Raises:
-        UserError: `problem`, with the first line of what was raised inside.
+        UserError: `PRLHF_DEVICE` is not a device, or there are more processes than GPUs.
     """
+    name = os.environ.get("PRLHF_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        yield
-    except _LOAD_ERRORS as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{problem}: {first_line}", where=where, fix=fix) from error
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"{name!r} is not a torch device", where="PRLHF_DEVICE", fix="use cpu, cuda or cuda:0"
+        ) from error
+    if device.type != "cuda" or distributed.world_size() == 1:
+        return device
+    number, present = distributed.local_rank(), torch.cuda.device_count()
+    if number >= present:
+        raise UserError(
+            f"more processes than GPUs: this machine has {present}",
+            where="launch.processes",
+            fix="start one for each GPU, or set PRLHF_DEVICE=cpu",
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of `model.dtype`."""
+    if name == "auto":
+        # Many CPUs emulate bfloat16, which is slow.
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+def nf4_options(device: torch.device) -> dict[str, Any]:
+    """Options of `from_pretrained` for 4-bit NormalFloat weights (QLoRA, arXiv:2305.14314).
+
+    The computation is in bfloat16, the scales of the blocks are quantised as well (section 3), and
+    embeddings and output layer stay in bfloat16.
+
+    Raises:
+        UserError: there is no GPU, or bitsandbytes is not installed.
+    """
+    if device.type != "cuda":
+        raise UserError(
+            f"4-bit weights (nf4) need a CUDA GPU, and this runs on {device.type}",
+            where="model.dtype",
+            fix="use auto",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "4-bit weights (nf4) need the package bitsandbytes",
+            where="model.dtype",
+            fix="pip install 'prlhf[qlora]', or use bfloat16",
+        )
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+        # Quantised on the device layer by layer: the whole model is never there in 16 bits.
+        "device_map": {"": device},
+    }
 
 
 def require_positions(model: PreTrainedModel, needed: int, what: str, *, fix: str) -> None:
-    """Check that a text can be as long as it may become.
-
-    Beyond its positions a model with learned ones has no embedding, and another one no sense.
-
-    Args:
-        model: says in its configuration how many positions it has, if that is limited.
-        needed: how many the longest text takes.
-        what: whose they are.
-        fix: what to do about it.
+    """Check that the model has the `needed` positions; more would be untrained or do not exist.
 
     Raises:
-        UserError: the model has fewer.
+        UserError: it has fewer, for the text called `what`; advises `fix`.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and needed > limit:
@@ -190,8 +201,8 @@ def require_positions(model: PreTrainedModel, needed: int, what: str, *, fix: st
 def without_dropout(model: PreTrainedModel) -> None:
     """Switch the base model's own dropout off for good.
 
-    Its training had a use for it; here it would make the policy differ from the reference at
-    random. The adapters have a dropout of their own (`train.lora.dropout`).
+    With it, policy and reference would differ at random. Adapters have their own dropout
+    (`optimizer.lora.dropout`).
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -201,33 +212,24 @@ def without_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def read_source(path: Path) -> dict[str, Any]:
-    """What the `base_model` stage recorded about the model's origin (empty if nothing)."""
-    record = path / SOURCE
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+# -- text to tokens ------------------------------------------------------------------------------
 
-
-def quiet_transformers() -> None:
-    """Silence load banners, bars and warnings meant for library authors."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
-    warnings.filterwarnings("ignore", message=r"Passing `\w+` with `inputs_embeds`")
-    hub_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+CACHED: Final = 2**13
+"""Encoded prompts, and users' texts, that an encoder remembers."""
 
 
 class Encoder:
-    """Prompts and responses to token ids, with the truncation rules in one place.
+    """Prompts and responses to token ids.
 
     Args:
-        tokenizer: the base model's tokenizer; its chat template is used when it has one.
-        max_prompt: most tokens of a prompt; the middle of a longer one is left out, so that neither
-            the opening (system message) nor the end (the question, the reply header) is lost. See
+        tokenizer: the base model's tokenizer; its chat template is used if it has one.
+        max_prompt: most tokens of a prompt. A longer one loses its middle, so that both its opening
+            (system message) and its end (the question, the reply header) survive; see
             `encode_within`.
-        max_response: most tokens of a response including its end-of-sequence token; a longer one
-            is cut at its end and then carries no end-of-sequence token.
-        max_user_text: most tokens of a user's text, the line break behind it included; a longer
-            one is cut at its end. None for a model that reads no user text.
+        max_response: most tokens of a response including its end-of-sequence token. A longer one
+            is cut at its end and then has no end-of-sequence token.
+        max_user_text: most tokens of a user's text including the line break after it. A longer one
+            is cut at its end. None for a model that reads no user texts.
     """
 
     def __init__(
@@ -242,26 +244,33 @@ class Encoder:
         self.max_response = max_response
         self.max_user_text = max_user_text
         self.eos = int(tokenizer.eos_token_id)
-        # Bounded: a data set has more of them than memory should hold.
-        self._prompt = lru_cache(REMEMBERED)(self._encode_prompt)
-        self._user_text = lru_cache(REMEMBERED)(self._encode_user_text)
+        self._prompt = lru_cache(CACHED)(self._encode_prompt)
+        self._user_text = lru_cache(CACHED)(self._encode_user_text)
+
+    @classmethod
+    def from_params(
+        cls, tokenizer: PreTrainedTokenizerBase, tokens: TokenParams, *, text: bool = False
+    ) -> Encoder:
+        """An encoder with the limits of params.yaml, for a model that reads users' texts or not."""
+        user_text = tokens.max_user_text if text else None
+        return cls(tokenizer, tokens.max_prompt, tokens.max_response, user_text)
 
     @property
     def reads_text(self) -> bool:
-        """Whether prompts are read behind the text of their users."""
+        """Whether the user's text is read in front of the prompt."""
         return self.max_user_text is not None
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt with its user's text and one response."""
+        """Most tokens of a user's text, a prompt and one response together."""
         return self.max_prompt + self.max_response + (self.max_user_text or 0)
 
     def prompt(self, prompt: str, user_text: str | None = None) -> list[int]:
-        """Token ids of a canonical prompt (see `prlhf.data.contract`), truncated in the middle.
+        """Token ids of a canonical prompt (see `prlhf.data`), truncated in the middle.
 
         `f_explicit` of the paper (section 4.1) is the model's own embedding of the user's text, so
-        the text is nothing but tokens before the prompt's: before the chat template opens. A model
-        that reads no user text gets none, whatever is given.
+        the text is just tokens in front of the prompt's, before the chat template opens. An encoder
+        that reads no user texts ignores it.
         """
         if self.max_user_text is None or user_text is None:
             return self._prompt(prompt)
@@ -275,19 +284,19 @@ class Encoder:
         return [*self.text(text)[: limit - len(end)], *end]
 
     def user_texts(self, table: pd.DataFrame) -> list[str | None]:
-        """What the model reads of the user of each row: `user_text`, or nothing at all.
+        """The text read in front of each row's prompt: its `user_text`, or None if not read.
 
-        Together with the prompt this names a prefix: rows that differ in it share no computation.
+        Rows with the same prompt and the same text here have the same prefix.
         """
         if not self.reads_text:
             return [None] * len(table)
-        return [stated(text) for text in table["user_text"]]
+        return [clean_user_text(text) for text in table["user_text"]]
 
     def given_texts(self, texts: Sequence[str | None] | None, count: int) -> list[str | None]:
-        """Texts of `count` users as a caller gives them; None for those who say nothing.
+        """The texts of `count` users as a caller gives them; None for a user without one.
 
         Raises:
-            UserError: there are more or fewer of them, or the model reads none.
+            UserError: there are more or fewer, or the model reads no user texts.
         """
         if texts is None:
             return [None] * count
@@ -298,10 +307,10 @@ class Encoder:
                 "the model reads no user texts",
                 fix="leave them out, or load a method that has `text: true`",
             )
-        return [stated(text) for text in texts]
+        return [clean_user_text(text) for text in texts]
 
     def text(self, text: str) -> list[int]:
-        """Token ids of plain text, nothing added, nothing cut."""
+        """Token ids of plain text, with nothing added and nothing cut."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def response(self, text: str) -> list[int]:
@@ -311,6 +320,10 @@ class Encoder:
             return [*ids, self.eos]
         return ids[: self.max_response]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
 
 def encode_messages(
     tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]]
@@ -318,7 +331,7 @@ def encode_messages(
     """A conversation through the model's chat template, or joined as plain text without one.
 
     Raises:
-        UserError: the template refuses the conversation (some know no system message).
+        UserError: the template refuses the conversation (some allow no system message).
     """
     if tokenizer.chat_template:
         try:
@@ -341,10 +354,10 @@ def encode_messages(
 def encode_within(
     tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]], limit: int
 ) -> list[int]:
-    """A conversation in at most `limit` tokens, its middle left out.
+    """A conversation in at most `limit` tokens.
 
-    What can be left out whole is: exchanges (a message and its reply) between the first and the
-    last, the oldest of them first, and then the first. Within what remains tokens are cut.
+    Whole exchanges (a message and its reply) are dropped first: those between the first and the
+    last, oldest first, then the first. After that tokens are cut from the middle of the rest.
     """
     ids = encode_messages(tokenizer, conversation)
     opening = 1 if conversation[0]["role"] == "system" else 0
@@ -356,8 +369,24 @@ def encode_within(
 
 
 def cut_middle(ids: list[int], limit: int) -> list[int]:
-    """At most `limit` ids: a quarter from the start, the rest from the end."""
+    """At most `limit` ids: a quarter of them from the start, the rest from the end."""
     if len(ids) <= limit:
         return ids
     head = limit // 4
     return ids[:head] + ids[len(ids) - (limit - head) :]
+
+
+def opening_tokens(tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
+    """The first `count` tokens that all prompts share, repeated from the start if there are fewer.
+
+    Without a chat template: the beginning-of-sequence token (or else the end-of-sequence token).
+    """
+    if tokenizer.chat_template:
+        one, other = (
+            encode_messages(tokenizer, [{"role": "user", "content": text}]) for text in ("a", "1 b")
+        )
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        if shared := [token for token, _ in same]:
+            return list(itertools.islice(itertools.cycle(shared), count))
+    bos = tokenizer.bos_token_id
+    return [int(tokenizer.eos_token_id if bos is None else bos)] * count

@@ -1,13 +1,11 @@
-"""Log-probabilities of response tokens, without ever holding logits of the whole batch.
+"""Log-probabilities of response tokens, without the logits of the whole batch in memory.
 
-The language-model head runs on response positions only, in chunks of tokens. When the head is
-frozen (as under LoRA) the gradient with respect to the hidden states is formed in the forward pass,
-chunk by chunk, so that no `[tokens, vocabulary]` tensor outlives its chunk.
+The output layer runs on response positions only, in chunks of tokens. If it is frozen (as under
+LoRA), the gradient with respect to the hidden states is computed in the forward pass, chunk by
+chunk, so that no `[tokens, vocabulary]` tensor outlives its chunk.
 """
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from prlhf.errors import UserError
+from prlhf.infra.errors import UserError
 
-CHUNK = 256
+CHUNK: Final = 256
 
 
 def token_logps(
@@ -39,8 +37,7 @@ def token_logps(
     """
     plain = type(head) is nn.Linear and softcap is None
     if plain and not any(p.requires_grad for p in head.parameters()):
-        bias = getattr(head, "bias", None)
-        return _FrozenHead.apply(hidden, head.weight, bias, targets, chunk)
+        return _FrozenHead.apply(hidden, head.weight, head.bias, targets, chunk)
     parts = []
     for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         if torch.is_grad_enabled():
@@ -62,12 +59,7 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        chunk: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int
     ) -> Tensor:
         logps = _wide(hidden.new_empty(len(hidden)))
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -96,10 +88,10 @@ def _wide(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Make sure that `token_logps` turns hidden states into what the model itself would.
+    """Make sure that `token_logps` agrees with the model's own logits.
 
     Raises:
-        UserError: the architecture does more than apply its output layer (it scales logits, say).
+        UserError: the architecture does more than apply its output layer (such as scale logits).
     """
     training = model.training
     model.eval()
@@ -118,17 +110,17 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def softcap_of(model: PreTrainedModel) -> float | None:
-    """The bound that a model squashes its logits to, if any."""
+    """The bound of a model that squashes its logits, else None."""
     softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return softcap
 
 
 def agree(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two ways of computing the same thing agree, as far as `dtype` can tell."""
+    """Whether two results agree within what `dtype` can resolve."""
     bound = 0.1 if dtype in (torch.bfloat16, torch.float16) else 1e-3
     return torch.allclose(one, other, atol=bound, rtol=bound)
 
 
 def sum_by_owner(values: Tensor, owners: Tensor, responses: int) -> Tensor:
-    """Sum token values [M] by response: [responses]."""
-    return values.new_zeros(responses).index_add(0, owners, values)
+    """Sum token values [M, ...] by response: [responses, ...]."""
+    return values.new_zeros(responses, *values.shape[1:]).index_add(0, owners, values)

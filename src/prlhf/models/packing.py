@@ -1,17 +1,17 @@
 """Packing: one sequence for a prompt and several of its responses.
 
-A row is `[user tokens | prompt | response 1 | response 2 | ...]`; where the model reads what the
-user says, that text opens the prompt. A tree mask lets every response see the user tokens and the
-prompt but no other response, and each response's positions restart after the prompt, so that a row
-computes exactly what separate sequences would, with the prompt computed once. Models that cannot
-take such a mask get rows of one response each instead.
+A row is `[user tokens | prompt | response 1 | response 2 | ...]`, where the prompt begins with the
+user's text, if that is read. A tree mask lets each response see the user tokens and the prompt but
+no other response, and each response's positions continue those of the prompt, so that a row gives
+exactly what separate sequences would, but computes the prompt once. Models that cannot take such a
+mask get rows of one response each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 
 from prlhf.models.logps import agree
 
-PREFIX, PAD = 0, -1
+PREFIX: Final = 0
+PAD: Final = -1
 
-FLEX = "flex_attention"
-"""The attention that takes a tree mask by blocks, as transformers calls it."""
+FLEX: Final = "flex_attention"
+"""What transformers calls the attention that takes a tree mask in blocks."""
 
-LAYER_KINDS = ("layer_types", "attention_layers")
-"""Where configurations say how each layer attends."""
+LAYER_KINDS: Final = ("layer_types", "attention_layers")
+"""Keys under which configurations list each layer's kind of attention."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Row:
 
     Attributes:
         user_index: 0 for the generic user, else a seen user's index.
-        prompt: token ids of the prompt, from the user's text on.
+        prompt: token ids of the prompt, including the user's text, if it is read.
         responses: token ids of each response, including its end-of-sequence token.
     """
 
@@ -44,11 +45,11 @@ class Row:
     responses: Sequence[Sequence[int]]
 
     def length(self, user_tokens: int) -> int:
-        """Input positions. A response's last token is predicted but never read."""
+        """Input positions; a response's last token is predicted but is not an input."""
         return user_tokens + len(self.prompt) + sum(len(r) - 1 for r in self.responses)
 
     def split(self) -> list[Row]:
-        """The same work as rows of one response each, in order."""
+        """Rows of one response each, in order."""
         return [replace(self, responses=[response]) for response in self.responses]
 
 
@@ -93,16 +94,11 @@ class Packed:
         }
         return replace(self, **tensors)
 
-    def tree_mask(self) -> Tensor:
-        """Who may attend to whom, bool [B, 1, L, L]."""
-        return tree_mask(self.segments)
-
 
 def bounded(rows: Sequence[Row], most: int = 1024) -> list[Row]:
-    """The same work in the same order, in rows of at most `most` response tokens where possible.
+    """The same responses in order, in rows of at most `most` response tokens (or one response).
 
-    Attention grows with the square of a row's length, most of it between responses that may not
-    see each other.
+    Attention costs the square of a row's length, mostly for pairs of responses that are masked.
     """
     parts: list[Row] = []
     for row in rows:
@@ -119,8 +115,8 @@ def bounded(rows: Sequence[Row], most: int = 1024) -> list[Row]:
 def tree_mask(segments: Tensor) -> Tensor:
     """Who may attend to whom: bool [B, 1, L, L] from segments [B, L].
 
-    A position sees earlier positions of the prefix and of its own response. Padding sees itself
-    and earlier padding, since a row of an attention matrix must not be empty.
+    A position sees the positions before it in the prefix and in its own response. Padding sees
+    itself and earlier padding, because no row of an attention matrix may be empty.
     """
     query, key = segments.unsqueeze(2), segments.unsqueeze(1)
     visible = (key == query) | ((key == PREFIX) & (query != PAD))
@@ -128,7 +124,7 @@ def tree_mask(segments: Tensor) -> Tensor:
 
 
 def block_mask(segments: Tensor) -> BlockMask:
-    """The tree mask of `segments` [B, L] for flex attention, which skips the blocks it empties."""
+    """The tree mask of `segments` [B, L] for flex attention, which skips fully masked blocks."""
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         asking, asked = segments[row, query], segments[row, key]
@@ -139,15 +135,15 @@ def block_mask(segments: Tensor) -> BlockMask:
 
 
 def pack(rows: Sequence[Row], user_tokens: int) -> Packed:
-    """Lay rows out side by side, padded on the right to the longest.
+    """Put rows into one batch, padded on the right to the longest.
 
     Raises:
         ValueError: a prompt or response has no tokens.
     """
     length = max(row.length(user_tokens) for row in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    positions = torch.zeros(len(rows), length, dtype=torch.long)
-    segments = torch.full((len(rows), length), PAD, dtype=torch.long)
+    positions = torch.zeros_like(input_ids)
+    segments = torch.full_like(input_ids, PAD)
     predictors: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
@@ -186,20 +182,15 @@ def pack(rows: Sequence[Row], user_tokens: int) -> Packed:
 def batches_by_length(
     lengths: Sequence[int], *, max_rows: int, max_positions: int
 ) -> list[list[int]]:
-    """Group rows of similar length so that little is padded: indices of each batch.
+    """Indices of the rows of each batch, grouped by length so that there is little padding.
 
-    Longest first, so that too large a batch fails at once rather than at the end; at most
-    `max_rows` rows and `max_positions` padded positions a batch (a single longer row still passes).
+    The longest come first, so that running out of memory shows at once. A batch has at most
+    `max_rows` rows and `max_positions` padded positions, but always at least one row.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
-    for i in order:
-        last = batches[-1] if batches else None
-        if (
-            last is not None
-            and len(last) < max_rows
-            and (len(last) + 1) * lengths[last[0]] <= max_positions
-        ):
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        last = batches[-1] if batches else []
+        if last and len(last) < max_rows and (len(last) + 1) * lengths[last[0]] <= max_positions:
             last.append(i)
         else:
             batches.append([i])
@@ -207,46 +198,37 @@ def batches_by_length(
 
 
 def attention_mask(batch: Packed, dtype: torch.dtype) -> Tensor:
-    """What the model needs: a padding mask, int64 [B, L], or a tree mask, `dtype` [B, 1, L, L].
+    """A padding mask, int64 [B, L], or if needed a tree mask, `dtype` [B, 1, L, L].
 
-    The tree mask is additive, which both the `sdpa` and the `eager` attention understand.
+    The tree mask is additive, as both `sdpa` and `eager` attention take it.
     """
     if not batch.shared:
         return (batch.segments != PAD).long()
-    visible = batch.tree_mask()
+    visible = tree_mask(batch.segments)
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def hidden_states(model: PreTrainedModel, embeds: Tensor, batch: Packed) -> Tensor:
-    """Last hidden states [B, L, d] of a causal language model for packed rows.
-
-    Args:
-        model: a causal language model.
-        embeds: input embeddings of the batch, user tokens filled in, [B, L, d].
-        batch: the packed rows.
-    """
+    """Last hidden states [B, L, d] of packed rows, from their input embeddings [B, L, d]."""
     by_blocks = batch.shared and model.config._attn_implementation == FLEX
+    mask = block_mask(batch.segments) if by_blocks else attention_mask(batch, embeds.dtype)
     output = model.base_model(
-        inputs_embeds=embeds,
-        attention_mask=(
-            block_mask(batch.segments) if by_blocks else attention_mask(batch, embeds.dtype)
-        ),
-        position_ids=batch.positions,
-        use_cache=False,
+        inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False
     )
     return cast(Tensor, output.last_hidden_state)
 
 
 @torch.no_grad()
 def takes_tree_mask(model: PreTrainedModel, longest: int) -> bool:
-    """Whether packed rows give this model's own log-probabilities: tried once, on a tiny input.
+    """Whether packed rows give the same result as separate ones, tried on a tiny input.
 
-    Windowed attention would only show on longer inputs, and is excluded by the configuration.
+    Windowed attention, which would differ on longer inputs only, is excluded by configuration.
 
     Args:
         model: a causal language model.
-        longest: positions of the longest prompt with one response; wider windows do not matter.
+        longest: positions of the longest prompt with one response; a window at least as wide does
+            no harm.
     """
     config = model.config.get_text_config()
     kinds = {kind for key in LAYER_KINDS for kind in getattr(config, key, None) or ()}

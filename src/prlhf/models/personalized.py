@@ -6,20 +6,17 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prlhf import distributed
-from prlhf.data.contract import canonical_prompt
-from prlhf.errors import UserError
+from prlhf.infra import distributed
+from prlhf.infra.progress import Progress, say
 from prlhf.models.base import BaseModel, Encoder, load_base, require_positions
-from prlhf.models.generation import Completion, Sampling, complete
 from prlhf.models.logps import check_head, softcap_of, sum_by_owner, token_logps
 from prlhf.models.lora import load_adapters, save_adapters
 from prlhf.models.packing import (
@@ -31,23 +28,31 @@ from prlhf.models.packing import (
     pack,
     takes_tree_mask,
 )
-from prlhf.models.user_model import UniformUserModel, UserModel
-from prlhf.models.user_model_files import FORMAT, load_user_model, read_card, save_user_model
-from prlhf.progress import Progress, say
+from prlhf.models.user_model import (
+    FORMAT,
+    UniformUserModel,
+    UserModel,
+    load_user_model,
+    read_card,
+    save_user_model,
+)
 
 Prompt = str | list[dict[str, str]]
+
+LIMITS: Final = ("max_prompt", "max_response", "max_user_text")
+"""What the card records of the encoder: its arguments besides the tokenizer."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a forward pass tells about R responses.
+    """What a forward pass says about R responses.
 
     Attributes:
         logps: summed log-probability of each response's tokens, nats, float32 [R].
-        tokens: how many tokens each has, int64 [R].
+        tokens: number of tokens of each response, int64 [R].
         features: mean last hidden state over each response's tokens, float32 [R, d], or None.
+        penalty: the user model's regulariser of each user asked for, float32 [U], or None.
         last: log-probability of each response's last token, nats, float32 [R], or None.
-        penalty: the user model's regulariser of each of the users asked for, or None.
     """
 
     logps: Tensor
@@ -60,15 +65,18 @@ class Scores:
 class PersonalizedLM(nn.Module):
     """pi_P(y | x, u): the language model reads `[f_P(u) ; emb(x)]` (paper, section 4.1).
 
-    `f_P(u)` is `f_implicit(u_id)`, the user model's tokens, and behind them `f_explicit(u_text)`,
-    the language model's own embeddings of the user's text, if the encoder reads it.
+    `f_P(u)` is `f_implicit(u_id)`, the user model's tokens, followed by `f_explicit(u_text)`, the
+    language model's own embeddings of the user's text, if the encoder reads it.
 
     Args:
         base: the frozen base model, its tokenizer and origin.
         lm: the base model itself, or PEFT's wrapper around it.
         user_model: user indices to soft-prompt embeddings.
         encoder: prompts and responses to tokens.
-        about: what the model's card records besides (method, objective, ...).
+        about: what else the model's card records (method, objective, ...).
+
+    Raises:
+        UserError: the architecture is not supported, or has too few positions for the longest text.
     """
 
     def __init__(
@@ -87,12 +95,9 @@ class PersonalizedLM(nn.Module):
         self.about = about or {}
         check_head(self.causal_lm)
         longest = self.user_model.tokens + encoder.longest
-        require_positions(
-            self.causal_lm,
-            longest,
-            "a user's tokens and text, a prompt and a response",
-            fix="lower tokens.max_prompt or tokens.max_response",
-        )
+        what = "a user's tokens and text, a prompt and a response"
+        fix = "lower tokens.max_prompt or tokens.max_response"
+        require_positions(self.causal_lm, longest, what, fix=fix)
         self.shares_prompts = takes_tree_mask(self.causal_lm, longest)
         if not self.shares_prompts:
             say("this architecture takes no tree mask: prompts are computed once per response")
@@ -101,7 +106,7 @@ class PersonalizedLM(nn.Module):
     def reference(
         cls, base: BaseModel, encoder: Encoder, about: dict[str, Any] | None = None
     ) -> PersonalizedLM:
-        """The base model itself, seen as a personalised model without user tokens: pi_ref."""
+        """The base model itself, as a personalised model without user tokens: pi_ref."""
         return cls(base, base.model, UniformUserModel([], 0, base.hidden_size), encoder, about)
 
     # -- forward ---------------------------------------------------------------------------------
@@ -109,22 +114,20 @@ class PersonalizedLM(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The causal language model under PEFT's wrapper, adapters included."""
-        return cast(
-            PreTrainedModel,
-            self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm,
-        )
+        model = self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
+        return cast(PreTrainedModel, model)
 
     @property
     def device(self) -> torch.device:
         return self.base.device
 
     @property
-    def personalised(self) -> bool:
-        """Whether users differ for the model: by who they are, or by what they say."""
+    def personalized(self) -> bool:
+        """Whether answers depend on the user: on who they are, or on their text."""
         return self.user_model.tells_apart or self.encoder.reads_text
 
     def by_adapter(self, users: Sequence[int]) -> Iterator[list[int]]:
-        """Positions of the users whom one adapter serves, with that adapter switched on."""
+        """For each adapter in use: the positions of its users, while that adapter is active."""
         names = self.user_model.adapters
         if len(names) == 1:
             yield list(range(len(users)))
@@ -138,7 +141,7 @@ class PersonalizedLM(nn.Module):
                 yield positions
 
     def pack(self, rows: Sequence[Row]) -> Packed:
-        """Rows as one batch, prompts shared between a row's responses where the model can."""
+        """Rows as one batch; a row's responses share the prompt if the model can do that."""
         if not self.shares_prompts:
             rows = [part for row in rows for part in row.split()]
         return pack(rows, self.user_model.tokens)
@@ -149,26 +152,21 @@ class PersonalizedLM(nn.Module):
         """Log-probabilities of every response of the batch, in row order.
 
         Args:
-            batch: rows packed by `pack`, on this model's device, all for the adapter in use.
-            features: also return each response's mean hidden state and last token.
+            batch: rows packed by `pack`, on this model's device, all for the active adapter.
+            features: also return each response's mean hidden state, and its last token's
+                log-probability.
             users: also return the regularisers of these users, int64 [U].
         """
-        hidden = self.hidden(batch)
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        model = self.causal_lm
-        per_token = token_logps(
-            flat.index_select(0, batch.predictors),
-            cast(nn.Module, model.get_output_embeddings()),
-            batch.targets,
-            softcap=softcap_of(model),
-        )
+        hidden, model = self.hidden(batch), self.causal_lm
+        states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predictors)
+        head = cast(nn.Module, model.get_output_embeddings())
+        per_token = token_logps(states, head, batch.targets, softcap=softcap_of(model))
         responses = len(batch.tokens)
         pooled = last = None
         if features:
             last = per_token[batch.tokens.cumsum(0) - 1]
-            states = flat.index_select(0, batch.predictors).float()
-            sums = states.new_zeros(responses, states.shape[1])
-            pooled = sums.index_add(0, batch.owners, states) / batch.tokens.unsqueeze(1)
+            sums = sum_by_owner(states.float(), batch.owners, responses)
+            pooled = sums / batch.tokens.unsqueeze(1)
         return Scores(
             sum_by_owner(per_token, batch.owners, responses),
             batch.tokens,
@@ -186,7 +184,7 @@ class PersonalizedLM(nn.Module):
         return hidden_states(self.causal_lm, embeds, batch)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """Keep few activations and compute the others again in the backward pass."""
+        """Recompute activations in the backward pass instead of keeping them."""
         self.causal_lm.activation_checkpointing_enable(**options)
 
     @torch.no_grad()
@@ -201,7 +199,7 @@ class PersonalizedLM(nn.Module):
     ) -> Scores:
         """`forward` over any number of rows, batched by length; results on the CPU, in order.
 
-        Several processes share the batches out, and each has all results.
+        Several processes divide the batches among themselves, and each returns all results.
         """
         self.eval()
         responses = sum(len(row.responses) for row in rows)
@@ -219,25 +217,25 @@ class PersonalizedLM(nn.Module):
             if pooled is not None and last is not None:
                 last[where] = part.last.cpu()
                 pooled[where] = part.features.cpu()
-        distributed.put_together(logps, tokens, pooled, last)
+        distributed.all_reduce_sum_(logps, tokens, pooled, last)
         return Scores(logps, tokens, pooled, last=last)
 
     def batches(
         self, rows: Sequence[Row], *, label: str, max_rows: int, max_positions: int
     ) -> Iterator[tuple[Packed, Tensor, bool]]:
-        """Any number of rows in packed batches of similar length, with progress shown.
+        """Pack any number of rows into batches of similar length, and show the progress.
 
-        Each comes while the adapter is in use that serves its users. Several processes share the
-        batches out.
+        While a batch is out, the adapter of its users is active. Several processes divide the
+        batches among themselves.
 
         Args:
-            rows: what is to go through the model.
+            rows: prompts and responses, in any order.
             label: shown with the progress.
             max_rows, max_positions: see `prlhf.models.packing.batches_by_length`.
 
         Yields:
-            A batch on this model's device, where its responses are among those of all rows, int64,
-            and whether its results count (see `prlhf.distributed.Turn`).
+            A batch on this model's device, the places of its responses among those of all rows,
+            int64, and whether its results count (see `prlhf.infra.distributed.Turn`).
         """
         rows = bounded(rows)
         starts = list(itertools.accumulate((len(row.responses) for row in rows), initial=0))
@@ -254,8 +252,6 @@ class PersonalizedLM(nn.Module):
                     yield packed, where, turn.own
                     progress.advance(turn.together)
 
-    # -- use -------------------------------------------------------------------------------------
-
     def prefix(self, user_index: int, prompt: Sequence[int]) -> Tensor:
         """Input embeddings `[f_P(u) ; emb(x)]` of one encoded prompt, [T + len(prompt), d]."""
         ids = torch.tensor(prompt, device=self.device)
@@ -263,140 +259,39 @@ class PersonalizedLM(nn.Module):
         users = self.user_model(torch.tensor([user_index], device=self.device))[0]
         return torch.cat([users.to(embeds.dtype), embeds])
 
-    def _prefix_of(
-        self, users: Sequence[int], prompts: Sequence[Sequence[int]], row: int
-    ) -> Tensor:
-        return self.prefix(users[row], prompts[row])
-
-    def complete(
-        self,
-        requests: Sequence[tuple[int, str]],
-        texts: Sequence[str | None] | None = None,
-        *,
-        sampling: Sampling,
-        seed: int = 0,
-        batch_size: int = 32,
-        label: str = "generate",
-    ) -> list[Completion]:
-        """Answer (user index, canonical prompt) requests, users mixed within a batch.
-
-        Args:
-            requests: whom to answer, and what.
-            texts: what each of the users says of themselves.
-            sampling, seed, batch_size, label: see `prlhf.models.generation.complete`.
-        """
-        self.eval()
-        texts = texts or [None] * len(requests)
-        prompts = [
-            self.encoder.prompt(prompt, text)
-            for (_, prompt), text in zip(requests, texts, strict=True)
-        ]
-        done: dict[int, Completion] = {}
-        for served in self.by_adapter([user for user, _ in requests]):
-            users, theirs = [requests[i][0] for i in served], [prompts[i] for i in served]
-            completions = complete(
-                cast(PreTrainedModel, self.lm),
-                [self.user_model.tokens + len(prompt) for prompt in theirs],
-                partial(self._prefix_of, users, theirs),
-                sampling=sampling,
-                eos=self.encoder.eos,
-                seed=seed,
-                batch_size=batch_size,
-                label=label,
-            )
-            done.update(zip(served, completions, strict=True))
-        return [done[i] for i in range(len(requests))]
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        users: Sequence[str | None],
-        texts: Sequence[str | None] | None = None,
-        *,
-        sampling: Sampling | None = None,
-        seed: int = 0,
-    ) -> list[str]:
-        """Answers to `prompts` (text or chat messages), each for the user of the same position.
-
-        Users are named by your own ids; an id that was not trained on, or None, gets the generic
-        user's answer.
-
-        Args:
-            prompts: text, or chat messages.
-            users: whom each answer is for.
-            texts: what each of them says of themselves, for models that read it (`text: true`), as
-                it was in training; None for someone who says nothing.
-            sampling: how to decode.
-            seed: seed of the sampling.
-
-        Raises:
-            UserError: the lists differ in length, or there are texts for a model that reads none.
-        """
-        if len(prompts) != len(users):
-            raise UserError(f"{len(prompts)} prompts but {len(users)} users", fix="give one each")
-        read = self.encoder.given_texts(texts, len(prompts))
-        requests = [
-            (self.user_model.index(user), canonical_prompt(prompt))
-            for prompt, user in zip(prompts, users, strict=True)
-        ]
-        completions = self.complete(
-            requests,
-            read,
-            sampling=sampling or Sampling(max_new_tokens=256, temperature=0.7, top_p=0.9),
-            seed=seed,
-        )
-        return [self.decode(completion.ids) for completion in completions]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated tokens."""
-        return str(self.encoder.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
     # -- files -----------------------------------------------------------------------------------
 
     def save_pretrained(self, directory: Path) -> None:
         """Write adapter, user model and card to an existing directory.
 
-        The adapter is PEFT's own format, so `peft.PeftModel.from_pretrained` loads it as well;
-        those of groups are in directories of their own (`group_0`, ...). The card points to the
-        base model relative to `directory`, or to a sibling that replaces it.
+        The adapter has PEFT's own format, so `peft.PeftModel.from_pretrained` loads it as well;
+        adapters of groups are in subdirectories (`group_0`, ...). The card names the base model
+        by its path relative to `directory`.
         """
         if isinstance(self.lm, PeftModel):
             save_adapters(self.lm, directory)
-        save_user_model(
-            self.user_model,
-            directory,
-            {
-                "format": FORMAT,
-                "base": {
-                    "path": Path(os.path.relpath(self.base.path, directory)).as_posix(),
-                    **self.base.source,
-                },
-                "tokens": {
-                    "max_prompt": self.encoder.max_prompt,
-                    "max_response": self.encoder.max_response,
-                    "max_user_text": self.encoder.max_user_text,
-                },
-                **self.about,
-            },
-        )
+        base = Path(os.path.relpath(self.base.path, directory)).as_posix()
+        about = {
+            "format": FORMAT,
+            "base": {"path": base, **self.base.source},
+            "tokens": {limit: getattr(self.encoder, limit) for limit in LIMITS},
+            **self.about,
+        }
+        save_user_model(self.user_model, directory, about)
 
     @classmethod
     def from_pretrained(
-        cls,
-        directory: str | Path,
-        *,
-        base: str | Path | None = None,
-        dtype: str = "auto",
+        cls, directory: str | Path, *, base: str | Path | None = None, dtype: str = "auto"
     ) -> PersonalizedLM:
         """Load a model directory written by `save_pretrained`, ready to generate.
 
         Args:
             directory: for example `models/pdpo`.
-            base: directory of the base model, where it has moved since.
+            base: directory of the base model, if it is not where the card says.
             dtype: of the base model's weights; see `model.dtype` in `params.yaml`.
 
         Raises:
-            UserError: something is missing or was made by a newer version.
+            UserError: something is missing or was written by a newer version.
         """
         directory = Path(directory)
         card = read_card(directory)

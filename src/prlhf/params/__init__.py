@@ -1,65 +1,35 @@
-"""Typed `params.yaml`: one frozen model per section, checked whole before any stage starts.
+"""Typed `params.yaml`: one frozen model per section, checked as a whole before any stage starts.
 
-Stages are handed the sections they declare in `dvc.yaml` and import these classes for annotations
-only, so that a change here re-runs nothing by itself.
+A stage gets the sections that it declares in `dvc.yaml`, where DVC tracks their values: no stage
+depends on this package, so that a new key in one section re-runs nothing else.
 """
 
-from prlhf.params.data import (
-    ColumnParams,
-    DataParams,
-    HubParams,
-    PrismParams,
-    SplitParams,
-    TldrParams,
-    ValidateParams,
-)
-from prlhf.params.evaluation import EvaluateParams, GenerateParams
-from prlhf.params.judging import (
-    JudgeParams,
-    LlmJudgeParams,
-    RewardJudgeParams,
-    TrainedJudgeParams,
-)
-from prlhf.params.launching import LaunchParams
-from prlhf.params.loading import load
-from prlhf.params.model import ModelParams, TokenParams
-from prlhf.params.schema import Params
-from prlhf.params.section import Section
-from prlhf.params.training import (
-    CompareParams,
-    LoraParams,
-    MethodParams,
-    PretrainParams,
-    RewardTrainParams,
-    TrainParams,
-    UserModelParams,
-)
-
-__all__ = [
-    "ColumnParams",
-    "CompareParams",
-    "DataParams",
-    "EvaluateParams",
-    "GenerateParams",
-    "HubParams",
-    "JudgeParams",
-    "LaunchParams",
-    "LlmJudgeParams",
-    "LoraParams",
-    "MethodParams",
-    "ModelParams",
-    "Params",
-    "PretrainParams",
-    "PrismParams",
-    "RewardJudgeParams",
-    "RewardTrainParams",
-    "Section",
-    "SplitParams",
-    "TldrParams",
-    "TokenParams",
-    "TrainParams",
-    "TrainedJudgeParams",
-    "UserModelParams",
-    "ValidateParams",
-    "load",
-]
+from prlhf.params.data import ColumnParams as ColumnParams
+from prlhf.params.data import DataParams as DataParams
+from prlhf.params.data import HubParams as HubParams
+from prlhf.params.data import PrismParams as PrismParams
+from prlhf.params.data import SplitParams as SplitParams
+from prlhf.params.data import TldrParams as TldrParams
+from prlhf.params.data import ValidateParams as ValidateParams
+from prlhf.params.evaluation import EvaluateParams as EvaluateParams
+from prlhf.params.evaluation import FeatureRewardJudgeParams as FeatureRewardJudgeParams
+from prlhf.params.evaluation import GenerateParams as GenerateParams
+from prlhf.params.evaluation import JudgeKind as JudgeKind
+from prlhf.params.evaluation import JudgeParams as JudgeParams
+from prlhf.params.evaluation import LlmJudgeParams as LlmJudgeParams
+from prlhf.params.evaluation import RewardModelJudgeParams as RewardModelJudgeParams
+from prlhf.params.loading import load as load
+from prlhf.params.schema import Params as Params
+from prlhf.params.section import Section as Section
+from prlhf.params.training import CompareParams as CompareParams
+from prlhf.params.training import LaunchParams as LaunchParams
+from prlhf.params.training import LoraParams as LoraParams
+from prlhf.params.training import MethodParams as MethodParams
+from prlhf.params.training import ModelParams as ModelParams
+from prlhf.params.training import OptimizerParams as OptimizerParams
+from prlhf.params.training import PretrainParams as PretrainParams
+from prlhf.params.training import RewardTrainParams as RewardTrainParams
+from prlhf.params.training import TokenizerParams as TokenizerParams
+from prlhf.params.training import TokenParams as TokenParams
+from prlhf.params.training import TrainParams as TrainParams
+from prlhf.params.training import UserModelParams as UserModelParams

@@ -1,6 +1,4 @@
-"""The preference data: where it comes from, what is accepted, how it is split."""
-
-from __future__ import annotations
+"""The preference data: where they come from, what is accepted, how they are split."""
 
 from typing import Literal, Self
 
@@ -10,119 +8,91 @@ from prlhf.params.section import Section, conflict
 
 SEED_DATA = "data/seed"
 
-PUBLIC_HUB_IDS = {
-    "tldr": "openai/summarize_from_feedback",
-    "prism": "HannahRoseKirk/prism-alignment",
-}
-"""Where the public data sets are on the hub; PSOUPS' authors publish theirs elsewhere."""
-
 
 class HubParams(Section):
-    """`data.hub`: a data set on the Hugging Face hub."""
+    """`data.hub`: the data set on the Hugging Face hub that `data.source: hub` reads."""
 
-    id: str | None = Field(
-        description="`org/name`; needed when `data.source` is `hub`. For `tldr` and `prism` null "
-        "is where they are published."
-    )
-    config: str | None = Field(description="The data set's configuration; null for its default.")
-    split: str = Field(
-        min_length=1, description="The split to read; the public data sets are read whole."
-    )
-    revision: str | None = Field(
-        description="Commit hash or tag, so that a later run reads the same rows."
-    )
+    id: str | None
+    """Its name there, `org/name`. Needed when `data.source` is `hub`; for `tldr` and `prism` null
+    is where they are published."""
+    config: str | None
+    """Its configuration; null for the default."""
+    split: str = Field(min_length=1)
+    """The split to read. The public data sets are read whole."""
+    revision: str | None
+    """Commit hash or tag, so that a later run reads the same rows."""
 
 
 class ColumnParams(Section):
-    """`data.columns`: our name -> the source's name. Null: the source has no such column."""
+    """`data.columns`: our name: the source's name, or null where it has no such column."""
 
-    user_id: str = Field(min_length=1, description="Who judged the pair.")
-    prompt: str = Field(
-        min_length=1, description="The prompt: text, or a list of `{role, content}` messages."
-    )
-    chosen: str = Field(min_length=1, description="The response that was preferred.")
-    rejected: str = Field(min_length=1, description="The response that was not.")
-    user_text: str | None = Field(description="What is known of the user, in words.")
-    weight: str | None = Field(description="How much the pair counts; 1 without such a column.")
-    group: str | None = Field(
-        description="The user's known group. Only evaluation sees it, never a model."
-    )
+    user_id: str = Field(min_length=1)
+    """Who judged the pair."""
+    prompt: str = Field(min_length=1)
+    """Text, or a list of `{role, content}` messages."""
+    chosen: str = Field(min_length=1)
+    """The response that was preferred."""
+    rejected: str = Field(min_length=1)
+    """The response that was not."""
+    user_text: str | None
+    """What is known of the user, in words."""
+    weight: str | None
+    """How much the pair counts; null for 1 each."""
+    group: str | None
+    """The user's known group. Only evaluation and methods of kind `group` see it."""
 
 
 class TldrParams(Section):
-    """`data.tldr`: summaries of Reddit posts, compared by workers (docs/public-data.md)."""
+    """`data.tldr`: summaries of Reddit posts that workers compared. See docs/public-data.md."""
 
-    users: int = Field(
-        ge=1,
-        description="The workers with most training rows, this many, are the known users; the "
-        "others are held out whole.",
-    )
-    labels: Literal["length", "choice"] = Field(
-        description="`length`: each worker is made to prefer either longer or shorter summaries, "
-        "whatever was chosen; `choice`: the workers' own choices."
-    )
-    longer_share: float = Field(
-        ge=0,
-        le=1,
-        description="Labels `length`: share of the users who prefer the longer summary, met as "
-        "exactly as whole users allow, among the known and among the others.",
-    )
+    users: int = Field(ge=1)
+    """Known users: the workers with most training rows. The others are held out whole."""
+    labels: Literal["length", "choice"]
+    """Whose preferences. `length`: each worker is made to prefer either longer or shorter
+    summaries, whatever they chose; `choice`: the workers' own choices."""
+    longer_share: float = Field(ge=0, le=1)
+    """`length`: share of users who prefer the longer summary. Rounded to whole users, among the
+    known ones and among the others."""
 
 
 class PrismParams(Section):
     """`data.prism`: dialogues of a survey's participants with many models."""
 
-    seen_users: float = Field(
-        gt=0,
-        le=1,
-        description="Share of users to train on, a random choice; the others are held out whole, "
-        "and so are users with a single dialogue.",
-    )
-    train_dialogues: float = Field(
-        gt=0,
-        lt=1,
-        description="Share of a seen user's dialogues to train on, rounded down but at least one; "
-        "the others are for testing.",
-    )
+    seen_users: float = Field(gt=0, le=1)
+    """Share of users to train on. They are drawn at random; the others are held out whole, and so
+    are users with a single dialogue."""
+    train_dialogues: float = Field(gt=0, lt=1)
+    """Share of a seen user's dialogues to train on. It is rounded down, to at least one; the other
+    dialogues are for testing."""
 
 
 class DataParams(Section):
     """`data`: the source of preference pairs."""
 
-    source: Literal["builtin", "local", "hub", "tldr", "psoups", "prism"] = Field(
-        description="`builtin`: simulated users that ship with the repository; `local`: your own "
-        "files; `hub`: a data set on the Hugging Face hub; `tldr`, `psoups`, `prism`: public data "
-        "sets in the form they are published in."
-    )
-    name: Literal["length", "style"] = Field(
-        description="The built-in data set. `length`: users who want longer or shorter answers; "
-        "`style`: six users with three opposed tastes. Unused by other sources."
-    )
-    path: str = Field(
-        min_length=1,
-        description="What is read from disk. `local`: your .jsonl, .json, .csv, .tsv or .parquet "
-        "file, also gzipped (.gz), or a directory of such files; `tldr`, `psoups` and `prism`: the "
-        "directory of the published files, or `data/seed` to read the hub; `builtin` and `hub`: "
-        "leave it at `data/seed`. The pipeline re-runs when its content changes.",
-    )
+    source: Literal["builtin", "local", "hub", "tldr", "psoups", "prism"]
+    """`builtin`: simulated users that ship with the repository; `local`: your own files; `hub`: a
+    data set on the Hugging Face hub; `tldr`, `psoups`, `prism`: public data sets in the form they
+    are published in."""
+    name: Literal["length", "style"]
+    """The built-in data set. `length`: users who want longer or shorter answers; `style`: six users
+    with three opposed tastes. Unused by other sources."""
+    path: str = Field(min_length=1)
+    """The file or directory to read; `data/seed` for builtin and hub. `local`: your .jsonl, .json,
+    .csv, .tsv or .parquet file, also gzipped (.gz), or a directory of such files; `tldr`, `psoups`
+    and `prism`: the directory of the published files, or `data/seed` to read the hub. The pipeline
+    re-runs when its content changes."""
     hub: HubParams
     columns: ColumnParams
     tldr: TldrParams
     prism: PrismParams
-    pairs_per_user: int = Field(
-        ge=1, description="Pairs that each built-in user judges. Training time grows with it."
-    )
-    label_noise: float = Field(
-        ge=0,
-        lt=0.5,
-        description="Probability that a pair's chosen and rejected are swapped.",
-    )
-    max_users: int | None = Field(
-        ge=2, description="For trial runs: keep a random sample of this many users; null for all."
-    )
-    max_rows: int | None = Field(
-        ge=1, description="For trial runs: keep a random sample of this many rows; null for all."
-    )
+    pairs_per_user: int = Field(ge=1)
+    """Pairs that each built-in user judges. Training time grows with it."""
+    label_noise: float = Field(ge=0, lt=0.5)
+    """Probability that a pair's chosen and rejected are swapped."""
+    max_users: int | None = Field(ge=2)
+    """For trial runs: a random sample of this many users; null for all."""
+    max_rows: int | None = Field(ge=1)
+    """For trial runs: a random sample of this many rows; null for all."""
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
@@ -147,46 +117,31 @@ class DataParams(Section):
 class ValidateParams(Section):
     """`validate`: which rows are set aside, and when there are too few left to go on."""
 
-    min_users: int = Field(ge=1, description="Fewer usable users stop the pipeline.")
-    min_pairs_per_user: int = Field(
-        ge=1, description="Users with fewer usable pairs are quarantined."
-    )
-    max_prompt_chars: int = Field(ge=1, description="Longer prompts are quarantined (characters).")
-    max_response_chars: int = Field(
-        ge=1, description="Longer responses are quarantined (characters)."
-    )
-    max_quarantined: float = Field(
-        ge=0, le=1, description="Share of quarantined rows above which the pipeline stops."
-    )
-    max_majority_share: float = Field(
-        ge=0.5,
-        le=1,
-        description="Share of pairs whose longer response is the chosen one (or the rejected one) "
-        "above which a warning says that the labels may carry nothing but length.",
-    )
+    min_users: int = Field(ge=1)
+    """Fewer usable users stop the pipeline."""
+    min_pairs_per_user: int = Field(ge=1)
+    """Users with fewer usable pairs are quarantined."""
+    max_prompt_chars: int = Field(ge=1)
+    """Longer prompts are quarantined (characters)."""
+    max_response_chars: int = Field(ge=1)
+    """Longer responses are quarantined (characters)."""
+    max_quarantined: float = Field(ge=0, le=1)
+    """Share of quarantined rows above which the pipeline stops."""
+    max_majority_share: float = Field(ge=0.5, le=1)
+    """Share of pairs decided by length above which a warning is given. These are the pairs whose
+    longer response is the chosen one (or the rejected one): the labels may carry nothing else."""
 
 
 class SplitParams(Section):
     """`split`: which prompts and users are held out. A prompt is never on two sides."""
 
-    validation: float = Field(
-        ge=0,
-        lt=1,
-        description="Share of prompts for validation; of the training prompts where the data set "
-        "brings its own test side.",
-    )
-    test: float = Field(
-        gt=0,
-        lt=1,
-        description="Share of prompts for testing; unused where the data set brings its own test "
-        "side.",
-    )
-    unseen_users: float = Field(
-        ge=0,
-        lt=1,
-        description="Share of users held out whole; a data set that marks its own unseen users "
-        "keeps its own.",
-    )
+    validation: float = Field(ge=0, lt=1)
+    """Share of prompts for validation. Where the data set brings its own test side, it is a share
+    of the training prompts."""
+    test: float = Field(gt=0, lt=1)
+    """Share of prompts for testing; unused if the data bring a test side."""
+    unseen_users: float = Field(ge=0, lt=1)
+    """Share of users held out whole; unused if the data mark their own."""
 
     @model_validator(mode="after")
     def _prompts_are_left_for_training(self) -> Self:

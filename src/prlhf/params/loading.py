@@ -1,9 +1,8 @@
-"""Reading `params.yaml`, and saying everything that is wrong with it at its line."""
-
-from __future__ import annotations
+"""Reading `params.yaml`, changing keys of it, and saying what is wrong with it at which line."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from prlhf.errors import UserError, UserErrors
-from prlhf.params.describe import all_keys, expectation, keys_of, shown
+from prlhf.infra.errors import UserError, UserErrors
 from prlhf.params.schema import RESERVED, Params
+from prlhf.params.section import all_keys, as_written, expectation, keys_of
 
 PARAMS_FILE = Path("params.yaml")
 REFERENCE = "docs/parameters.md lists the keys"
@@ -37,20 +36,23 @@ def parse(text: str, path: Path = PARAMS_FILE) -> Params:
     """Check parameters that are not in a file, such as those of another revision.
 
     Args:
-        text: What the file holds.
+        text: The YAML.
         path: What messages call it.
 
     Raises:
         UserError: As `load`.
     """
-    return _checked(_parsed(text, path), path)
+    return _checked(parse_yaml(text, path), path)
 
 
 def _checked(document: CommentedMap, path: Path) -> Params:
     try:
-        return Params.model_validate(plain(document))
+        return Params.model_validate(as_python(document))
     except ValidationError as error:
-        raise UserErrors(explain(error, document, path)) from None
+        raise UserErrors(_explain(error, document, path)) from None
+
+
+# -- YAML ----------------------------------------------------------------------------------------
 
 
 def read_yaml(path: Path) -> CommentedMap:
@@ -69,10 +71,11 @@ def read_yaml(path: Path) -> CommentedMap:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError("is not UTF-8 text", where=f"{path}:{line}") from None
-    return _parsed(text, path)
+    return parse_yaml(text, path)
 
 
-def _parsed(text: str, path: Path) -> CommentedMap:
+def parse_yaml(text: str, path: Path) -> CommentedMap:
+    """As `read_yaml`, of a text that messages call `path`."""
     try:
         document = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
@@ -89,12 +92,12 @@ def _parsed(text: str, path: Path) -> CommentedMap:
     return document
 
 
-def plain(node: Any) -> Any:
+def as_python(node: Any) -> Any:
     """ruamel's round-trip nodes as plain Python: strict models refuse subclasses of float, int."""
     if isinstance(node, dict):
-        return {key: plain(value) for key, value in node.items()}
+        return {key: as_python(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [plain(value) for value in node]
+        return [as_python(value) for value in node]
     if isinstance(node, bool) or node is None:
         return node
     for kind in (int, float, str):
@@ -103,20 +106,98 @@ def plain(node: Any) -> Any:
     return node
 
 
-def explain(
+# -- other values --------------------------------------------------------------------------------
+
+
+def overridden(path: Path, changes: Mapping[str, Any]) -> str:
+    """The text of a parameter file with some keys changed; everything else, comments too, stays.
+
+    Args:
+        path: The file to start from. It is only read.
+        changes: Dotted key -> value (`{"train.alpha": 0.3}`). A mapping changes the keys it names
+            and leaves the others of its section: `{"train": {"alpha": 0.3}}` is the same. A key of
+            `methods` that the file lacks is a new method.
+
+    Raises:
+        UserError: The file is missing or is not YAML.
+        UserErrors: Keys are unknown (the nearest is named), or values are of a wrong type, out of
+            range or contradict others: every one of them. Faults that the file has without the
+            changes are reported at their lines.
+    """
+    document = read_yaml(path)
+    changed = dict(_leaves(changes))
+    faults = [
+        UserError("is no name of a parameter", where=".".join(key), fix="write it as train.alpha")
+        for key in changed
+        if not all(key)
+    ]
+    for key, value in changed.items():
+        if all(key):
+            _put(document, key, value)
+    try:
+        Params.model_validate(as_python(document))
+    except ValidationError as error:
+        faults += _explain(error, document, path, changed)
+    if faults:
+        raise UserErrors(faults)
+    yaml = YAML(typ="rt")
+    yaml.width = 10_000  # it would break longer lines
+    yaml.preserve_quotes = True
+    # Otherwise the value would be left empty.
+    yaml.representer.add_representer(
+        type(None),
+        lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"),
+    )
+    stream = StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`train.alpha=0.3` as key and value, the value read as YAML.
+
+    Raises:
+        UserError: There is no `=`, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not (key.strip() and equals):
+        raise UserError("is no override", where=text, fix="write key=value, as train.alpha=0.3")
+    try:
+        return key.strip(), YAML(typ="safe", pure=True).load(value)
+    except YAMLError as error:
+        raise UserError(
+            f"the value is not valid YAML: {str(error).splitlines()[0]}", where=text
+        ) from None
+
+
+def _leaves(changes: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[Any]:
+    for name, value in changes.items():
+        key = (*prefix, *str(name).split("."))
+        if isinstance(value, Mapping):
+            yield from _leaves(value, key)
+        else:
+            yield key, value
+
+
+def _put(document: CommentedMap, key: tuple[str, ...], value: Any) -> None:
+    node = document
+    for step in key[:-1]:
+        if not isinstance(node.get(step), CommentedMap):
+            node[step] = CommentedMap()
+        node = node[step]
+    node[key[-1]] = value
+
+
+# -- faults --------------------------------------------------------------------------------------
+
+
+def _explain(
     error: ValidationError,
     document: CommentedMap,
     path: Path,
     elsewhere: Collection[tuple[str, ...]] = (),
 ) -> list[UserError]:
-    """One error per parameter, in the file's order.
-
-    Args:
-        error: What is wrong.
-        document: What the file holds.
-        path: The file.
-        elsewhere: Keys whose values are not from the file: their faults name no line of it.
-    """
+    """One error per parameter, in the file's order; faults of keys set `elsewhere` have no line."""
     found: dict[tuple[str, ...], tuple[int, UserError]] = {}
     misspelt: set[tuple[str, ...]] = set()
     for detail in error.errors(include_url=False):
@@ -149,7 +230,7 @@ def _problem(
         return str(detail["ctx"]["problem"]), None
     if field is None:
         return "unknown key", _nearest(key)
-    return f"must be {expectation(field)}, not {shown(detail['input'])}", None
+    return f"must be {expectation(field)}, not {as_written(detail['input'])}", None
 
 
 def _locate(detail: ErrorDetails) -> tuple[tuple[str, ...], FieldInfo | None]:

@@ -1,24 +1,22 @@
 """The whole of `params.yaml`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from prlhf.params.data import DataParams, SplitParams, ValidateParams
-from prlhf.params.evaluation import EvaluateParams, GenerateParams
-from prlhf.params.judging import JudgeParams
-from prlhf.params.launching import LaunchParams
-from prlhf.params.model import ModelParams, TokenParams
-from prlhf.params.section import Section, conflict, listed
+from prlhf.params.evaluation import EvaluateParams, GenerateParams, JudgeParams
+from prlhf.params.section import Section, conflict, require_distinct, require_known
 from prlhf.params.training import (
     CompareParams,
-    FitParams,
+    LaunchParams,
     MethodParams,
+    ModelParams,
+    OptimizerParams,
     PretrainParams,
     RewardTrainParams,
+    TokenParams,
     TrainParams,
     UserModelParams,
 )
@@ -42,9 +40,8 @@ MethodName = Annotated[
 class Params(Section):
     """Every parameter of the pipeline; field by field the sections of `params.yaml`."""
 
-    seed: int = Field(
-        ge=0, lt=2**32, description="Seed of everything random: sampling, splits, training."
-    )
+    seed: int = Field(ge=0, lt=2**32)
+    """Seed of everything random: sampling, splits, training."""
     model: ModelParams
     data: DataParams
     validate_: ValidateParams = Field(alias="validate")
@@ -52,17 +49,14 @@ class Params(Section):
     tokens: TokenParams
     user_model: UserModelParams
     pretrain: PretrainParams
-    methods: dict[MethodName, MethodParams] = Field(
-        min_length=1,
-        description="The models that can be trained, by name; `compare` says which of them are.",
-    )
+    methods: dict[MethodName, MethodParams] = Field(min_length=1)
+    """What can be trained, by a name of your choice. `compare` says which of them are."""
     compare: CompareParams
     train: TrainParams
-    reward_models: list[str] = Field(
-        description="The methods whose kind of user model gets a personalised reward model, too: "
-        "keys of `methods`, each once; `[]` for none. `train_reward_model` runs for each, and "
-        "writes `models/reward_<name>`."
-    )
+    optimizer: OptimizerParams
+    reward_models: list[str]
+    """Methods whose user model gets a reward model, too; [] for none. They are keys of `methods`,
+    each once. `train_reward_model` runs for each, and writes `models/reward_<name>`."""
     train_reward_model: RewardTrainParams
     generate: GenerateParams
     judge: JudgeParams
@@ -71,43 +65,31 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> Self:
-        if unknown := [name for name in self.compare.trained if name not in self.methods]:
-            raise conflict(
-                "compare.trained",
-                f"names {', '.join(unknown)}, but methods has {listed(self.methods)}",
-            )
+        require_known("compare.trained", self.compare.trained, "methods", self.methods)
         return self
 
     @model_validator(mode="after")
     def _processes_share_the_batch(self) -> Self:
         processes = self.launch.processes * self.launch.machines
-        sections: dict[str, FitParams] = {"train": self.train}
-        if self.reward_models:
-            sections["train_reward_model"] = self.train_reward_model
-        for name, section in sections.items():
-            if section.batch_size % (section.micro_batch_size * processes):
-                raise conflict(
-                    f"{name}.micro_batch_size",
-                    f"{section.micro_batch_size} pairs in each of {processes} processes (launch) "
-                    f"do not divide {name}.batch_size ({section.batch_size})",
-                )
+        batch, micro_batch = self.optimizer.batch_size, self.optimizer.micro_batch_size
+        if batch % (micro_batch * processes):
+            raise conflict(
+                "optimizer.micro_batch_size",
+                f"{micro_batch} pairs in each of {processes} processes (launch) do not divide "
+                f"optimizer.batch_size ({batch})",
+            )
         return self
 
     @model_validator(mode="after")
     def _reward_models_are_known(self) -> Self:
         names = self.reward_models
-        if unknown := [name for name in names if name not in self.methods]:
-            raise conflict(
-                "reward_models",
-                f"names {', '.join(unknown)}, but methods has {listed(self.methods)}",
-            )
+        require_known("reward_models", names, "methods", self.methods)
         if grouped := [name for name in names if self.methods[name].kind == "group"]:
             raise conflict(
                 "reward_models",
                 f"names {grouped[0]}, whose kind is group: a reward model has one adapter",
             )
-        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise conflict("reward_models", f"names {', '.join(twice)} more than once")
+        require_distinct("reward_models", names)
         if taken := [name for name in names if f"reward_{name}" in self.methods]:
             raise conflict(
                 "reward_models",
@@ -117,24 +99,29 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _reward_model_may_judge(self) -> Self:
-        judge, name = self.judge, self.judge.trained_reward_model.method
-        if "trained_reward_model" not in (judge.kind, *judge.also) or name is None:
+        judge, name = self.judge, self.judge.reward_model.method
+        if "reward_model" not in (judge.kind, *judge.also) or name is None:
             return self
-        if name not in self.reward_models:
-            raise conflict(
-                "judge.trained_reward_model.method",
-                f"names {name}, but reward_models has {listed(self.reward_models)}",
-            )
+        require_known("judge.reward_model.method", [name], "reward_models", self.reward_models)
         if self.methods[name].kind == "uniform" and not self.methods[name].text:
             raise conflict(
-                "judge.trained_reward_model.method",
+                "judge.reward_model.method",
                 f"names {name}, which knows no user from another (methods.{name}.kind is uniform)",
             )
-        if judge.kind == "trained_reward_model" and self.train_reward_model.pairs == "train":
+        if judge.kind == "reward_model" and self.train_reward_model.pairs == "train":
             raise conflict(
                 "judge.kind",
-                "must not be a reward model that learned from what the judged models were trained "
-                "on, whose mistakes it would call right: set train_reward_model.pairs to held_out, "
-                "or name it in judge.also, beside another judge",
+                "must not be a reward model that learned from the judged models' own training "
+                "pairs, because it would share their mistakes: set train_reward_model.pairs to "
+                "held_out, or name it in judge.also, beside another judge",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gains_are_between_compared_methods(self) -> Self:
+        compared = self.compare.all
+        require_known("evaluate.baseline", [self.evaluate.baseline], "compare.all", compared)
+        require_known("evaluate.subject", [self.evaluate.subject], "compare.all", compared)
+        if self.evaluate.subject == self.evaluate.baseline:
+            raise conflict("evaluate.subject", "must be another method than evaluate.baseline")
         return self

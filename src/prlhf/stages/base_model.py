@@ -1,31 +1,23 @@
-"""Stage `base_model`: the frozen base language model, pinned, in one place."""
+"""Stage `base_model`: the frozen base language model, pinned, in one directory."""
 
-from __future__ import annotations
+from typing import Final
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-from prlhf.io import atomic_path
-from prlhf.models.resolve import resolve
-from prlhf.models.tokenizer import TokenizerSource
-from prlhf.progress import say
-
-if TYPE_CHECKING:
-    from prlhf.params import ModelParams
+from prlhf.hub import resolve_model
+from prlhf.infra.io import atomic_path
+from prlhf.infra.progress import say
+from prlhf.params import ModelParams
+from prlhf.stages.paths import BASE
 
 PARAMS: Final = ("model",)
-
-OUTPUT: Final = Path("models/base")
 
 
 def run(*, model: ModelParams) -> None:
     """Write `models/base`.
 
     Raises:
-        UserError: see `prlhf.models.resolve.resolve`.
+        UserError: see `prlhf.hub.resolve_model`.
     """
-    tokenizer = TokenizerSource(**model.tokenizer.model_dump())
-    with atomic_path(OUTPUT, directory=True) as directory:
-        record = resolve(model.name, model.revision, directory, tokenizer)
+    with atomic_path(BASE, directory=True) as directory:
+        record = resolve_model(model, directory)
     pinned = record.get("commit") or record.get("sha256")
     say(f"base_model: {record['name']} ({record['kind']}, {str(pinned)[:12]})")

@@ -1,31 +1,32 @@
 """Stage `generate`: answers to held-out prompts, for each user and for the generic user."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import numpy as np
 import pandas as pd
 
-from prlhf import distributed
-from prlhf.data.contract import require_stated
-from prlhf.data.prompts import read_prompts, without_learned
-from prlhf.io import content_hash, read_parquet, write_parquet
-from prlhf.models.generation import Sampling
-from prlhf.models.load import load_method
-from prlhf.models.user_model import GENERIC
-from prlhf.progress import say
-
-if TYPE_CHECKING:
-    from prlhf.params import GenerateParams, ModelParams, TokenParams
+from prlhf.data import BASE_METHOD, require_user_texts
+from prlhf.data.ids import content_hash
+from prlhf.generation import (
+    complete,
+    decoding,
+    new_prompts,
+    read_prompts,
+    request_table,
+    sample_prompts,
+)
+from prlhf.infra import distributed
+from prlhf.infra.io import read_parquet, write_parquet
+from prlhf.infra.progress import say
+from prlhf.models.base import Encoder, load_base
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.params import GenerateParams, ModelParams, TokenParams
+from prlhf.stages.paths import BASE, GENERATED, USERS, method_directory, split_table
 
 PARAMS: Final = ("seed", "model", "tokens", "generate")
 
-PREPARED: Final = Path("data/prepared")
-TEST: Final = PREPARED / "test.parquet"
-OUTPUT: Final = Path("data/generated")
-USERS: Final = ("user_id", "user_index", "group", "user_text", "seen")
+PROMPT_COLUMNS: Final = ("prompt_id", "prompt")
+USER_COLUMNS: Final = ("user_id", "user_index", "group", "user_text", "seen")
 
 
 def run(
@@ -34,35 +35,36 @@ def run(
     """Write `data/generated/<name>.parquet`.
 
     Raises:
-        UserError: the method reads what users say of themselves, and nobody says anything; or the
-            prompts cannot be read.
+        UserError: the method reads users' texts and there are none, or the prompts cannot be read.
     """
-    found = prompts_to_answer(Path(generate.prompts_path), f"generate {name}")
-    prompts = some_prompts(found, generate.prompts, seed)
+    label = f"generate {name}"
+    prompts = prompts_to_answer(Path(generate.prompts_path), label)
     lm = load_method(name, model.dtype, tokens)
-    users = read_parquet(PREPARED / "users.parquet", USERS)
+    users = read_parquet(USERS, USER_COLUMNS)
     if lm.encoder.reads_text:
-        require_stated(users["user_text"], f"method {name}")
-    rows = requests(
-        prompts,
+        require_user_texts(users["user_text"], f"method {name}")
+    rows = request_table(
+        sample_prompts(prompts, generate.prompts, seed),
         users,
-        personalised=lm.personalised,
+        personalized=lm.personalized,
         reads_text=lm.encoder.reads_text,
         most=generate.users,
     )
-    completions = lm.complete(
+    completions = complete(
+        lm,
         list(zip(rows["user_index"].tolist(), rows["prompt"].tolist(), strict=True)),
         lm.encoder.user_texts(rows),
-        sampling=Sampling(
-            generate.max_new_tokens,
-            generate.temperature,
-            generate.top_p,
-            generate.repetition_penalty,
-            generate.no_repeat_ngram,
+        config=decoding(
+            lm.encoder.eos,
+            max_new_tokens=generate.max_new_tokens,
+            temperature=generate.temperature,
+            top_p=generate.top_p,
+            repetition_penalty=generate.repetition_penalty,
+            no_repeat_ngram=generate.no_repeat_ngram,
         ),
         seed=seed,
         batch_size=generate.batch_size,
-        label=f"generate {name}",
+        label=label,
     )
     if not distributed.is_main():
         return
@@ -73,79 +75,34 @@ def run(
         )
     ]
     rows["method"] = name
-    rows["text"] = [lm.decode(completion.ids) for completion in completions]
+    rows["text"] = [lm.encoder.decode(completion.ids) for completion in completions]
     rows["tokens"] = [len(completion.ids) for completion in completions]
     rows["finished"] = [completion.finished for completion in completions]
-    columns = ["generation_id", "method", "condition", "user_id", "group", "prompt_id", "prompt"]
-    write_parquet(OUTPUT / f"{name}.parquet", rows[[*columns, "text", "tokens", "finished"]])
+    columns = ["generation_id", "method", "condition", "user_id", "group", *PROMPT_COLUMNS]
+    write_parquet(GENERATED / f"{name}.parquet", rows[[*columns, "text", "tokens", "finished"]])
+
+
+def load_method(name: str, dtype: str, tokens: TokenParams) -> PersonalizedLM:
+    """The model in `models/<name>`, or the base model itself for `base`."""
+    if name != BASE_METHOD:
+        return PersonalizedLM.from_pretrained(method_directory(name), base=BASE, dtype=dtype)
+    base = load_base(BASE, dtype)
+    return PersonalizedLM.reference(base, Encoder.from_params(base.tokenizer, tokens))
 
 
 def prompts_to_answer(path: Path, label: str) -> pd.DataFrame:
-    """The prompts of the held-out pairs, or of another file, less those that were learned from.
-
-    Args:
-        path: `generate.prompts_path`.
-        label: of the lines that say what is left out.
-    """
-    columns = ["prompt_id", "prompt"]
-    if path == TEST:
-        return read_parquet(TEST, columns)
+    """The prompts of the held-out pairs, or those of another file without the learned ones."""
+    if path == split_table("test"):
+        return read_parquet(path, PROMPT_COLUMNS)
     found = read_prompts(path)
-    unseen = read_parquet(PREPARED / "unseen.parquet", ["prompt_id", "prompt_split"])
+    unseen = read_parquet(split_table("unseen"), ["prompt_id", "prompt_split"])
     learned = set(unseen.loc[unseen["prompt_split"] != "test", "prompt_id"])
     for split in ("train", "validation"):
-        learned |= set(read_parquet(PREPARED / f"{split}.parquet", ["prompt_id"])["prompt_id"])
-    new = without_learned(found, learned, path)
+        learned |= set(read_parquet(split_table(split), ["prompt_id"])["prompt_id"])
+    new = new_prompts(found, learned, path)
     if len(new) < len(found):
         say(
             f"{label}: {len(found) - len(new)} of {len(found)} prompts of {path} are left out: "
             "they are in the training or validation data"
         )
     return new
-
-
-def some_prompts(found: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
-    """Distinct prompts (columns prompt_id, prompt); a fixed sample if too many."""
-    prompts = found.drop_duplicates("prompt_id").sort_values("prompt_id", ignore_index=True)
-    if most is None or len(prompts) <= most:
-        return prompts
-    chosen = np.random.default_rng(seed).permutation(len(prompts))[:most]
-    return prompts.iloc[np.sort(chosen)].reset_index(drop=True)
-
-
-def requests(
-    prompts: pd.DataFrame,
-    users: pd.DataFrame,
-    *,
-    personalised: bool,
-    reads_text: bool,
-    most: int | None,
-) -> pd.DataFrame:
-    """Who is to be answered: the generic user, and each user whom the method tells apart.
-
-    Args:
-        prompts: columns prompt_id, prompt.
-        users: the prepared users table.
-        personalised: whether the method tells seen users apart.
-        reads_text: whether it tells unseen users apart, too: by what they say of themselves.
-        most: users answered at most under either condition, evenly spread over the table; None
-            for all.
-    """
-    generic = prompts.assign(
-        condition="generic", user_id=None, group=None, user_index=GENERIC, user_text=None
-    )
-    parts = [generic]
-    if reads_text:
-        unseen = users[~users["seen"]].sort_values("user_id", ignore_index=True)
-        parts.insert(0, _each(unseen, prompts, most).assign(condition="unseen"))
-    if personalised:
-        seen = users[users["seen"]].sort_values("user_index", ignore_index=True)
-        parts.insert(0, _each(seen, prompts, most).assign(condition="user"))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _each(users: pd.DataFrame, prompts: pd.DataFrame, most: int | None) -> pd.DataFrame:
-    """Every prompt for every user, or for `most` of them."""
-    if most is not None and len(users) > most:
-        users = users.iloc[np.linspace(0, len(users) - 1, most).round().astype(int)]
-    return users[["user_id", "user_index", "group", "user_text"]].merge(prompts, how="cross")

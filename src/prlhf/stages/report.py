@@ -1,66 +1,49 @@
 """Stage `report`: one self-contained HTML file from what the earlier stages reported."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
+
+import pandas as pd
+from ruamel.yaml import YAML
 
 from prlhf import __version__
-from prlhf.evaluation.report import Inputs, render
-from prlhf.io import read_json, write_text
+from prlhf.infra.io import read_json, require_file, write_text
+from prlhf.report import page
+from prlhf.stages import paths
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-PARAMS: tuple[str, ...] = ()
+PARAMS: Final[tuple[str, ...]] = ()
 """None: params.yaml is shown as it stands, and is a dependency of the stage as a file."""
-
-REPORTS = Path("reports")
-PARAMETERS = Path("params.yaml")
-LOCK = Path("dvc.lock")
 
 
 def run() -> None:
     """Write reports/report.html."""
-    plots = REPORTS / "plots"
-    inputs = Inputs(
-        metrics=read_json(REPORTS / "metrics.json"),
-        evaluation=read_json(REPORTS / "evaluation.json"),
-        users=_read_csv(plots / "per_user_accuracy.csv"),
-        lengths=_read_csv(plots / "lengths.csv"),
-        embeddings=_read_csv(plots / "embeddings.csv"),
-        curves={path.stem: _read_csv(path) for path in sorted((REPORTS / "curves").glob("*.csv"))},
-        validation=_optional(REPORTS / "validation.json"),
-        pretrain=_optional(REPORTS / "pretrain.json"),
-        params=_read_yaml(PARAMETERS),
+    inputs = page.Inputs(
+        metrics=read_json(paths.METRICS),
+        evaluation=read_json(paths.EVALUATION),
+        users=_read_csv(paths.PLOTS / "per_user_accuracy.csv"),
+        lengths=_read_csv(paths.PLOTS / "lengths.csv"),
+        embeddings=_read_csv(paths.PLOTS / "embeddings.csv"),
+        curves={path.stem: _read_csv(path) for path in sorted(paths.CURVES.glob("*.csv"))},
+        validation=read_json(paths.VALIDATION) if paths.VALIDATION.exists() else None,
+        pretrain=read_json(paths.PRETRAIN) if paths.PRETRAIN.exists() else None,
+        params=_read_yaml(paths.PARAMETERS),
         # Not a dependency: DVC writes it while the pipeline runs. Its hashes are those of files
         # that the report depends on, directly or through other stages.
-        lock=_read_yaml(LOCK).get("stages", {}),
+        lock=_read_yaml(paths.LOCK).get("stages", {}),
         version=__version__,
     )
-    write_text(REPORTS / "report.html", render(inputs))
-
-
-def _optional(path: Path) -> Any | None:
-    return read_json(path) if path.exists() else None
+    write_text(paths.REPORT, page.render(inputs))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    from prlhf.errors import UserError
-
-    if not path.exists():
-        raise UserError("no such file", where=path, fix="`dvc repro` makes what is missing")
-    # Names such as "NA" or "007" are text, and nothing is missing but what is empty.
+    require_file(path)
+    # Names such as "NA" or "007" are text, and only empty cells are missing.
     texts = dict.fromkeys(("user_id", "group", "method", "split"), str)
     return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
-    from ruamel.yaml import YAML
-
     if not path.exists():
         return {}
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}

@@ -1,56 +1,59 @@
 """Stage `score`: held-out pairs under a method, its answers under the base model."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from safetensors.torch import save_file
 
-from prlhf import distributed
-from prlhf.evaluation.scoring import score_generations, score_pairs, user_map
-from prlhf.io import read_parquet, write_parquet
+from prlhf.data import BASE_METHOD, PROMPTED_METHOD
+from prlhf.data.reference import load_reference
+from prlhf.infra import distributed
+from prlhf.infra.io import read_parquet, write_parquet
 from prlhf.models.base import Encoder, load_base
-from prlhf.models.load import BASE_METHOD, BASE_PATH, PROMPTED_METHOD, load_method
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.reference_files import load_reference
-
-if TYPE_CHECKING:
-    from prlhf.params import ModelParams, TokenParams
+from prlhf.params import ModelParams, TokenParams
+from prlhf.scoring import score_generations, score_pairs, user_map
+from prlhf.stages.paths import (
+    BASE,
+    GENERATED,
+    REFERENCE,
+    SCORES,
+    USERS,
+    method_directory,
+    split_table,
+)
 
 PARAMS: Final = ("model", "tokens")
-
-PREPARED: Final = Path("data/prepared")
-REFERENCE: Final = Path("data/reference")
-GENERATED: Final = Path("data/generated")
-OUTPUT: Final = Path("data/scores")
 
 
 def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
     """Write `data/scores/<name>/`: pairs and user map (not for the base model), generations.
 
-    The features of the generations are for a reward model as judge; they cost nothing here.
+    The features of the generations are for a judge that fits rewards to them; they come at no cost.
     """
-    with distributed.output(OUTPUT / name) as directory:
+    with distributed.output(SCORES / name) as directory:
         if name != BASE_METHOD:
-            lm = load_method(name, model.dtype, tokens)
-            test = read_parquet(PREPARED / "test.parquet")
-            unseen = read_parquet(PREPARED / "unseen.parquet")
-            unseen = unseen[unseen["prompt_split"] == "test"]
-            # `prompted` is itself the base model with the text: its reference must not see it.
-            reference_text = tokens.reference_text and name != PROMPTED_METHOD
-            logps = load_reference(REFERENCE).logps
-            pairs = score_pairs(lm, test, unseen, logps, name, reference_text=reference_text)
+            lm = PersonalizedLM.from_pretrained(
+                method_directory(name), base=BASE, dtype=model.dtype
+            )
+            unseen = read_parquet(split_table("unseen"))
+            pairs = score_pairs(
+                lm,
+                read_parquet(split_table("test")),
+                unseen[unseen["prompt_split"] == "test"],
+                load_reference(REFERENCE).logps,
+                name,
+                # `prompted` is the base model with the text; its reference is the one without.
+                reference_text=tokens.reference_text and name != PROMPTED_METHOD,
+            )
             write_parquet(directory / "pairs.parquet", pairs)
             if lm.user_model.tokens:
-                users = read_parquet(PREPARED / "users.parquet")
+                users = read_parquet(USERS)
                 write_parquet(directory / "embeddings.parquet", user_map(lm.user_model, users))
-            # The adapter is in the way of what follows, and so is the memory it takes.
+            # Frees its memory, and with it the adapter.
             del lm
-        base = load_base(BASE_PATH, model.dtype)
-        encoder = Encoder(base.tokenizer, tokens.max_prompt, tokens.max_response)
+        base = load_base(BASE, model.dtype)
+        reference = PersonalizedLM.reference(base, Encoder.from_params(base.tokenizer, tokens))
         generated = read_parquet(GENERATED / f"{name}.parquet")
-        reference = PersonalizedLM.reference(base, encoder)
         scores, features = score_generations(reference, generated, name)
         write_parquet(directory / "generations.parquet", scores)
         save_file({"features": features}, str(directory / "features.safetensors"))

@@ -1,51 +1,57 @@
-"""Stage `score_rewards`: what a trained reward model thinks of answers and held-out choices."""
+"""Stage `score_rewards`: what a trained reward model thinks of held-out pairs and of answers."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pandas as pd
 
-from prlhf import distributed
-from prlhf.data.contract import messages
-from prlhf.evaluation.comparisons import strangers
-from prlhf.evaluation.rewarded import ABOUT, REWARDS, questions
-from prlhf.io import read_parquet, write_json, write_parquet
-from prlhf.models.load import BASE_PATH
-from prlhf.models.reward_model import PersonalizedRewardModel
-from prlhf.training.reference_files import text_key
+from prlhf.data import agreement
+from prlhf.data.prompts import messages
+from prlhf.data.reference import text_key
+from prlhf.infra import distributed
+from prlhf.infra.io import read_parquet, write_json, write_parquet
+from prlhf.infra.progress import say
+from prlhf.judging.comparisons import judged_unseen_users, texts_to_reward
+from prlhf.params import ModelParams
+from prlhf.rewards.lm import PersonalizedRewardModel, score_held_out
+from prlhf.stages.paths import (
+    BASE,
+    GENERATED,
+    USERS,
+    reward_model_directory,
+    reward_scores,
+    split_table,
+)
 
-if TYPE_CHECKING:
-    from prlhf.params import CompareParams, ModelParams
-
-PARAMS: Final = ("model", "compare", "judge.unseen_users")
-
-PREPARED: Final = Path("data/prepared")
-GENERATED: Final = Path("data/generated")
-OUTPUT: Final = Path("data/scores")
+PARAMS: Final = ("model", "compare.all", "judge.unseen_users")
 
 
-def run(*, model: ModelParams, compare: CompareParams, unseen_users: int | None, name: str) -> None:
-    """Write `data/scores/reward_<name>/{rewards.parquet,about.json}`, for the judge stage.
+def run(*, model: ModelParams, compared: list[str], unseen_users: int | None, name: str) -> None:
+    """Write `data/scores/reward_<name>`: held-out pairs, and the rewards that the judge needs.
 
-    Only users that the reward model knows are asked for.
+    `pairs.parquet` has the reward differences of held-out pairs, `rewards.parquet` and `about.json`
+    are for the judge stage and hold only users that the reward model knows.
 
     Raises:
         UserError: there is no such reward model.
     """
     reward_model = PersonalizedRewardModel.from_pretrained(
-        Path("models") / f"reward_{name}", base=BASE_PATH, dtype=model.dtype
+        reward_model_directory(name), base=BASE, dtype=model.dtype
     )
-    known = set(reward_model.user_model.users)
-    users = read_parquet(PREPARED / "users.parquet", ["user_id", "group", "seen", "user_text"])
-    generated = {method: read_parquet(GENERATED / f"{method}.parquet") for method in compare.all}
-    asked = questions(
-        generated,
-        strangers(users, generated.values(), unseen_users),
-        read_parquet(PREPARED / "test.parquet"),
+    label = f"score_rewards {name}"
+    test, unseen = (read_parquet(split_table(split)) for split in ("test", "unseen"))
+    pairs = score_held_out(reward_model, test, unseen, label=label)
+    tested = pairs[pairs["split"] == "test"]
+    own, generic = (
+        agreement(tested.loc[tested["condition"] == condition, "margin"]).mean()
+        for condition in ("user", "generic")
     )
-    asked = asked[asked["user_id"].isin(known)]
+    say(f"{label}: held-out accuracy {own:.3f} with users, {generic:.3f} without")
+
+    users = read_parquet(USERS, ["user_id", "group", "seen", "user_text"])
+    generated = {method: read_parquet(GENERATED / f"{method}.parquet") for method in compared}
+    strangers = judged_unseen_users(users, generated.values(), unseen_users)
+    asked = texts_to_reward(generated, strangers, test)
+    asked = asked[asked["user_id"].isin(reward_model.user_model.users)]
     texts = None
     if reward_model.lm.encoder.reads_text:
         texts = asked["user_id"].map(users.set_index("user_id")["user_text"]).tolist()
@@ -54,13 +60,16 @@ def run(*, model: ModelParams, compare: CompareParams, unseen_users: int | None,
         asked["text"].tolist(),
         asked["user_id"].tolist(),
         texts,
-        label=f"score_rewards {name}",
+        label=label,
     )
-    if not distributed.is_main():
-        return
     keys = list(map(text_key, asked["prompt"], asked["text"]))
     table = pd.DataFrame({"user_id": asked["user_id"].tolist(), "text": keys, "reward": rewards})
-    folder = OUTPUT / f"reward_{name}"
-    write_parquet(folder / REWARDS, table)
-    origin = reward_model.lm.about["learned_from"]
-    write_json(folder / ABOUT, {"model": name, "learned_from": origin, "users": len(known)})
+    about = {
+        "model": name,
+        "learned_from": reward_model.lm.about["learned_from"],
+        "users": len(reward_model.user_model.users),
+    }
+    with distributed.output(reward_scores(name)) as directory:
+        write_parquet(directory / "pairs.parquet", pairs)
+        write_parquet(directory / "rewards.parquet", table)
+        write_json(directory / "about.json", about)

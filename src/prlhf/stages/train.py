@@ -1,37 +1,33 @@
 """Stage `train`: one method's adapter and user model, by P-DPO."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pandas as pd
 
-from prlhf import distributed
-from prlhf.data.contract import require_stated
-from prlhf.io import read_parquet, write_text
-from prlhf.models.base import load_base
+from prlhf.data import require_user_texts
+from prlhf.data.reference import load_reference
+from prlhf.infra import distributed
+from prlhf.infra.io import CHECKPOINTS, discard, read_parquet, run_key, write_text
+from prlhf.models.base import Encoder, load_base
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.user_model import UniformUserModel, UserModel
-from prlhf.training.adapted import adapted, encoder_of
-from prlhf.training.checkpoints import ROOT, discard, run_key
-from prlhf.training.finetune import finetune
-from prlhf.training.groups import group_user_model, train_groups
-from prlhf.training.pairs import Pair, PairTable
-from prlhf.training.pretrained import load_pretrained
-from prlhf.training.reference_files import load_reference
+from prlhf.models.user_model import GroupUserModel, UniformUserModel, UserModel, load_pretrained
+from prlhf.params import MethodParams, ModelParams, OptimizerParams, TokenParams, TrainParams
+from prlhf.stages.paths import (
+    BASE,
+    CURVES,
+    PRETRAINED,
+    REFERENCE,
+    USERS,
+    method_directory,
+    split_table,
+)
+from prlhf.training.dataset import PreferenceDataset
+from prlhf.training.finetune import Pairs, build_model, fit, known_groups, train_groups
+from prlhf.training.trainer import PDPOTrainer
 
-if TYPE_CHECKING:
-    from prlhf.params import MethodParams, ModelParams, TokenParams, TrainParams
+PARAMS: Final = ("seed", "model", "tokens", "train", "optimizer", "methods.*")
 
-PARAMS: Final = ("seed", "model", "tokens", "train", "methods.*")
-
-BASE: Final = Path("models/base")
-PREPARED: Final = Path("data/prepared")
-REFERENCE: Final = Path("data/reference")
-PRETRAINED: Final = Path("models/user_model")
-CURVES: Final = Path("reports/curves")
+SPLITS: Final = ("train", "validation")
 
 
 def run(
@@ -40,86 +36,64 @@ def run(
     model: ModelParams,
     tokens: TokenParams,
     train: TrainParams,
+    optimizer: OptimizerParams,
     method: MethodParams,
     name: str,
 ) -> None:
     """Write `models/<name>` and `reports/curves/<name>.csv`.
 
     Raises:
-        UserError: the model has no layer for LoRA, the method reads texts that nobody wrote,
-            or it is of groups and nobody is of one.
+        UserError: LoRA finds no layer of the given names; the method reads users' texts but there
+            are none; or it has an adapter per group but there are no groups.
     """
-    tables = {
-        split: read_parquet(PREPARED / f"{split}.parquet") for split in ("train", "validation")
-    }
+    tables = {split: read_parquet(split_table(split)) for split in SPLITS}
     if method.text:
-        require_stated(tables["train"]["user_text"], f"params.yaml: methods.{name}.text")
-    settings = {
-        "seed": seed,
-        "model": model.model_dump(),
-        "tokens": tokens.model_dump(),
-        "train": train.model_dump(),
-        "method": method.model_dump(),
-    }
-    inputs = [BASE, *(PREPARED / f"{table}.parquet" for table in ("train", "validation", "users"))]
-    key = run_key(settings, [*inputs, REFERENCE, PRETRAINED])
+        require_user_texts(tables["train"]["user_text"], f"params.yaml: methods.{name}.text")
+    settings = {"model": model, "tokens": tokens, "train": train, "optimizer": optimizer}
+    inputs = [BASE, *map(split_table, SPLITS), USERS, REFERENCE, PRETRAINED]
+    key = run_key({"seed": seed, "method": method, **settings}, inputs)
     distributed.require_agreement(key)
-    checkpoints = ROOT / f"{name}-{key}"
+    checkpoints = CHECKPOINTS / f"{name}-{key}"
 
     base = load_base(BASE, model.dtype)
-    encoder = encoder_of(base, tokens, text=method.text)
-    reference = load_reference(REFERENCE)
+    encoder = Encoder.from_params(base.tokenizer, tokens, text=method.text)
+    logps = load_reference(REFERENCE).logps
     pairs = {
-        split: PairTable(table, reference.logps, encoder, reference_text=tokens.reference_text)
+        split: PreferenceDataset(table, logps, encoder, reference_text=tokens.reference_text)
         for split, table in tables.items()
     }
-    objective = train.model_dump(include={"alpha", "beta", "loss"})
+    groups = known_groups(read_parquet(USERS)) if method.kind == "group" else []
+    start = load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text, groups=groups)
+    about = {"method": name, "objective": train.model_dump(include={"alpha", "beta", "loss"})}
 
     def fresh(user_model: UserModel) -> PersonalizedLM:
-        return adapted(
-            base,
-            user_model,
-            encoder,
-            train.lora,
-            seed=seed,
-            where="train.lora.targets",
-            about={"method": name, "objective": objective},
-        )
+        return build_model(base, user_model, encoder, optimizer.lora, seed=seed, about=about)
 
-    def fit(
-        lm: PersonalizedLM,
-        train_pairs: Sequence[Pair],
-        eval_pairs: Sequence[Pair],
-        part: str = "",
-        group: str = "",
-    ) -> pd.DataFrame:
-        return finetune(
+    def trained(lm: PersonalizedLM, pairs: Pairs, part: str = "", group: str = "") -> pd.DataFrame:
+        return fit(
+            PDPOTrainer,
             lm,
             train,
-            train_pairs=train_pairs,
-            eval_pairs=eval_pairs,
+            optimizer,
+            pairs,
             checkpoints=checkpoints / part,
             seed=seed,
             label=f"train {name}: {group}" if group else f"train {name}",
         )
 
-    with distributed.output(Path("models") / name) as directory:
-        if method.kind == "group":
-            users = read_parquet(PREPARED / "users.parquet")
-            groups = group_user_model(users, base.hidden_size, f"params.yaml: methods.{name}.kind")
+    with distributed.output(method_directory(name)) as directory:
+        if isinstance(start, GroupUserModel):
             lm, curves = train_groups(
-                groups,
+                start,
                 pairs,
-                fresh=lambda: fresh(UniformUserModel(groups.users, 0, base.hidden_size)),
-                fit=fit,
+                fresh=lambda: fresh(UniformUserModel(start.users, 0, base.hidden_size)),
+                train=trained,
                 directory=directory,
             )
         else:
-            start = load_pretrained(PRETRAINED).initial(method.kind, base, text=method.text)
             lm = fresh(start)
-            curves = fit(lm, pairs["train"], pairs["validation"])
+            curves = trained(lm, pairs)
         lm.save_pretrained(directory)
-    if not distributed.is_main():
-        return
-    write_text(CURVES / f"{name}.csv", curves.to_csv(index=False, lineterminator="\n"))
-    discard(checkpoints)
+    if distributed.is_main():
+        write_text(CURVES / f"{name}.csv", curves.to_csv(index=False, lineterminator="\n"))
+        discard(checkpoints)

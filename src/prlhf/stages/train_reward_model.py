@@ -1,33 +1,22 @@
 """Stage `train_reward_model`: a personalised reward model, on a method's kind of user model."""
 
-from __future__ import annotations
+from typing import Final
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from prlhf.data import require_user_texts
+from prlhf.infra import distributed
+from prlhf.infra.io import CHECKPOINTS, discard, read_parquet, run_key, write_text
+from prlhf.models.base import Encoder, load_base
+from prlhf.models.user_model import load_pretrained
+from prlhf.params import MethodParams, ModelParams, OptimizerParams, RewardTrainParams, TokenParams
+from prlhf.rewards.lm import PersonalizedRewardModel
+from prlhf.rewards.training import RewardTrainer, divide
+from prlhf.stages.paths import BASE, PRETRAINED, REWARD_REPORTS, reward_model_directory, split_table
+from prlhf.training.dataset import PreferenceDataset
+from prlhf.training.finetune import build_model, fit
 
-from prlhf import distributed
-from prlhf.data.contract import require_stated
-from prlhf.io import atomic_path, read_parquet, write_json, write_parquet, write_text
-from prlhf.models.base import load_base
-from prlhf.models.reward_model import PersonalizedRewardModel
-from prlhf.progress import say
-from prlhf.training.adapted import adapted, encoder_of
-from prlhf.training.checkpoints import ROOT, discard, run_key
-from prlhf.training.pairs import PairTable
-from prlhf.training.pretrained import load_pretrained
-from prlhf.training.reward import accuracy_report, fit_reward_model, score_held_out
-from prlhf.training.reward_data import divide
+PARAMS: Final = ("seed", "model", "tokens", "train_reward_model", "optimizer", "methods.*")
 
-if TYPE_CHECKING:
-    from prlhf.params import MethodParams, ModelParams, RewardTrainParams, TokenParams
-
-PARAMS: Final = ("seed", "model", "tokens", "train_reward_model", "methods.*")
-
-BASE: Final = Path("models/base")
-PREPARED: Final = Path("data/prepared")
-PRETRAINED: Final = Path("models/user_model")
-SCORES: Final = Path("data/scores")
-REPORTS: Final = Path("reports/reward_models")
+SPLITS: Final = ("train", "validation", "test", "unseen")
 
 
 def run(
@@ -36,76 +25,54 @@ def run(
     model: ModelParams,
     tokens: TokenParams,
     train_reward_model: RewardTrainParams,
+    optimizer: OptimizerParams,
     method: MethodParams,
     name: str,
 ) -> None:
-    """Write `models/reward_<name>` and what it makes of held-out pairs.
-
-    The latter is in `reports/reward_models/<name>.{json,csv}`, and pair by pair in
-    `data/scores/reward_<name>/pairs.parquet`.
+    """Write `models/reward_<name>` and its training curves, `reports/reward_models/<name>.csv`.
 
     Raises:
-        UserError: the model has no layer for LoRA, the method reads texts that nobody wrote, or
-            there is nothing to learn from.
+        UserError: LoRA finds no layer of the given names; the method reads users' texts but there
+            are none; or there is nothing to learn from.
     """
     train = train_reward_model
-    settings = {
-        "reward_model": True,
-        "seed": seed,
-        "model": model.model_dump(),
-        "tokens": tokens.model_dump(),
-        "train": train.model_dump(),
-        "method": method.model_dump(),
-    }
-    splits = ("train", "validation", "test", "unseen")
-    inputs = [BASE, *(PREPARED / f"{split}.parquet" for split in splits), PRETRAINED]
-    key = run_key(settings, inputs)
+    settings = {"model": model, "tokens": tokens, "reward_model": train, "optimizer": optimizer}
+    inputs = [BASE, *map(split_table, SPLITS), PRETRAINED]
+    key = run_key({"seed": seed, "method": method, **settings}, inputs)
     distributed.require_agreement(key)
-    checkpoints = ROOT / f"reward_{name}-{key}"
+    checkpoints = CHECKPOINTS / f"reward_{name}-{key}"
 
-    data = divide({s: read_parquet(PREPARED / f"{s}.parquet") for s in splits}, train.pairs)
+    tables = {split: read_parquet(split_table(split)) for split in SPLITS}
+    data = divide(tables, train.pairs)
     if method.text:
-        require_stated(data.learned["user_text"], f"params.yaml: methods.{name}.text")
+        require_user_texts(data.learned["user_text"], f"params.yaml: methods.{name}.text")
 
     base = load_base(BASE, model.dtype)
-    encoder = encoder_of(base, tokens, text=method.text)
+    encoder = Encoder.from_params(base.tokenizer, tokens, text=method.text)
     pretrained = load_pretrained(PRETRAINED)
     if data.users is not None:
         # Pretraining learned from the training pairs.
         pretrained = pretrained.untrained(data.users)
-    origin = {"learned_from": train.pairs}
-    lm = adapted(
-        base,
-        pretrained.initial(method.kind, base, text=method.text),
-        encoder,
-        train.lora,
-        seed=seed,
-        where="train_reward_model.lora.targets",
-        about={"reward_model": name, **origin, "objective": {"alpha": train.alpha}},
-    )
+    about = {"reward_model": name, "learned_from": train.pairs, "objective": {"alpha": train.alpha}}
+    user_model = pretrained.initial(method.kind, base, text=method.text)
+    lm = build_model(base, user_model, encoder, optimizer.lora, seed=seed, about=about)
     reward_model = PersonalizedRewardModel(lm)
-    label = f"train_reward_model {name}"
-    curves = fit_reward_model(
+    curves = fit(
+        RewardTrainer,
         reward_model,
         train,
-        train_pairs=PairTable(data.learned, None, encoder),
-        eval_pairs=PairTable(data.watched, None, encoder),
+        optimizer,
+        {
+            "train": PreferenceDataset(data.learned, None, encoder),
+            "validation": PreferenceDataset(data.watched, None, encoder),
+        },
         checkpoints=checkpoints,
         seed=seed,
-        label=label,
+        label=f"train_reward_model {name}",
     )
-    scored = score_held_out(reward_model, data.test, data.unseen, label)
-    if not distributed.is_main():
-        return
-    report = accuracy_report(scored)
-    accuracy = report["accuracy"]
-    say(
-        f"{label}: held-out accuracy {accuracy['personalised']:.3f} with users, "
-        f"{accuracy['generic']:.3f} without"
-    )
-    with atomic_path(Path("models") / f"reward_{name}", directory=True) as directory:
+    with distributed.output(reward_model_directory(name)) as directory:
         reward_model.save_pretrained(directory)
-    write_parquet(SCORES / f"reward_{name}" / "pairs.parquet", scored)
-    write_json(REPORTS / f"{name}.json", {"kind": method.kind, **origin, **report})
-    write_text(REPORTS / f"{name}.csv", curves.to_csv(index=False, lineterminator="\n"))
-    discard(checkpoints)
+    if distributed.is_main():
+        path = REWARD_REPORTS / f"{name}.csv"
+        write_text(path, curves.to_csv(index=False, lineterminator="\n"))
+        discard(checkpoints)

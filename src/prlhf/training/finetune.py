@@ -1,115 +1,105 @@
-"""P-DPO fine-tuning from prepared pairs to a model directory: what the `train` stage runs."""
-
-from __future__ import annotations
+"""From preference pairs to a trained model: the training runs of the stages."""
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import Any, cast
 
 import pandas as pd
 import torch
+from peft import PeftModel
 from transformers import TrainingArguments, set_seed
 
-from prlhf import distributed
+from prlhf.infra import distributed
+from prlhf.infra.progress import Progress, say
+from prlhf.models.base import BaseModel, Encoder
+from prlhf.models.lora import adapter_path, add_lora, load_adapters, save_adapters
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.progress import say
-from prlhf.training.checkpoints import MarkComplete, last_complete
-from prlhf.training.kernels import kernels
-from prlhf.training.losses import Objective
-from prlhf.training.pairs import Pair
-from prlhf.training.trainer import PairTrainer, PDPOTrainer
-from prlhf.training.watch import ShowProgress, curves
+from prlhf.models.user_model import GroupUserModel, UserModel
+from prlhf.params import LoraParams, OptimizerParams, PretrainParams, RewardTrainParams, TrainParams
+from prlhf.training.attention import kernels
+from prlhf.training.callbacks import MarkComplete, ShowProgress, last_complete, training_curves
+from prlhf.training.dataset import PreferenceCollator, PreferenceExample, of_users
+from prlhf.training.losses import pdpo_loss
+from prlhf.training.optim import build_optimizer, clip_gradients
+from prlhf.training.trainer import PreferenceModel, PreferenceTrainer, conditions
 
-if TYPE_CHECKING:
-    from prlhf.params.training import FitParams, TrainParams
-
-
-def objective_of(train: TrainParams) -> Objective:
-    """The objective that `train.*` describes."""
-    return Objective(
-        alpha=train.alpha,
-        beta=train.beta,
-        loss=train.loss,
-        label_smoothing=train.label_smoothing,
-        nll=train.nll,
-        chosen_penalty=train.chosen_penalty,
-    )
+Pairs = Mapping[str, Sequence[PreferenceExample]]
+"""`train`: what to learn from; `validation`: what to watch a sample of."""
 
 
-class Run(TypedDict):
-    """One training, whatever the loss."""
-
-    train_pairs: Sequence[Pair]
-    """What to learn from."""
-    eval_pairs: Sequence[Pair]
-    """What to watch a sample of."""
-    checkpoints: Path
-    """Directory of this very run (see `prlhf.training.checkpoints.run_key`)."""
-    seed: int
-    """Seed of data order and dropout."""
-    label: str
-    """Shown with the progress."""
-
-
-def finetune(model: PersonalizedLM, train: TrainParams, **run: Unpack[Run]) -> pd.DataFrame:
-    """Train adapter and user model by P-DPO, in place.
+def build_model(
+    base: BaseModel,
+    user_model: UserModel,
+    encoder: Encoder,
+    lora: LoraParams,
+    *,
+    seed: int,
+    about: dict[str, Any],
+) -> PersonalizedLM:
+    """The base model with a new adapter, which starts as the identity, behind a user model.
 
     Args:
-        model: LoRA-wrapped; its adapter and user model are trained.
-        train: `train.*` of `params.yaml`.
-        run: see `Run`.
+        base: gets the adapter's layers inserted.
+        user_model, encoder, about: see `PersonalizedLM`.
+        lora: rank, scale, dropout and targets of the adapter.
+        seed: of the adapter's first values.
 
-    Returns:
-        The training curves.
+    Raises:
+        UserError: the model has no layers of these names.
     """
-    trainer = partial(PDPOTrainer, model, objective=objective_of(train))
-    return fit(trainer, model, train, where="train", **run)
+    lm = add_lora(base.model, lora, base_name=str(base.source.get("name", "base")), seed=seed)
+    return PersonalizedLM(base, lm, user_model, encoder, about)
 
 
 def fit(
-    trainer_of: Callable[..., PairTrainer],
-    lm: PersonalizedLM,
-    params: FitParams,
+    trainer_class: type[PreferenceTrainer],
+    model: PreferenceModel,
+    objective: TrainParams | RewardTrainParams,
+    optimizer: OptimizerParams,
+    pairs: Pairs,
     *,
-    where: str,
-    **run: Unpack[Run],
+    checkpoints: Path,
+    seed: int,
+    label: str,
 ) -> pd.DataFrame:
-    """Run a trainer to its end, resuming from the newest complete checkpoint there is.
+    """Train a model in place, resuming from the newest complete checkpoint if there is one.
 
     Args:
-        trainer_of: makes the trainer; called with everything that `PairTrainer` takes but model
-            and weights of the loss.
-        lm: the language model in what is trained.
-        params: how to optimise.
-        where: the section of `params.yaml` that says so.
-        run: see `Run`.
+        trainer_class: the trainer for this kind of model.
+        model: on a LoRA-wrapped language model.
+        objective: what to minimise.
+        optimizer: how to minimise it.
+        pairs: see `Pairs`.
+        checkpoints: directory of this very run (see `prlhf.infra.io.run_key`).
+        seed: seed of data order and dropout.
+        label: shown with the progress.
 
     Returns:
         The training curves.
     """
-    checkpoints, seed, label = run["checkpoints"], run["seed"], run["label"]
     set_seed(seed)
-    # The Trainer warns about things that this subclass means (its optimiser, no label columns).
+    # The Trainer warns about things that are intended here (own optimiser, no label columns).
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    with kernels(lm, params, where=where, label=label):
-        show = ShowProgress(label)
-        trainer = trainer_of(
-            arguments=training_arguments(
-                params, checkpoints, seed, lm.device, pairs=len(run["train_pairs"])
-            ),
-            train_pairs=run["train_pairs"],
-            eval_pairs=sample(run["eval_pairs"], params.eval_pairs, seed),
-            lora_lr=params.lora_lr,
-            user_lr=params.user_lr,
-            term_sampling=params.term_sampling,
-            length_bucketing=params.length_bucketing,
-            callbacks=[show, MarkComplete()],
+    show = ShowProgress(label)
+    trainer = trainer_class(
+        model,
+        objective,
+        optimizer,
+        arguments=training_arguments(
+            optimizer, checkpoints, seed, model.device, pairs=len(pairs["train"])
+        ),
+        train_pairs=pairs["train"],
+        eval_pairs=sample_pairs(pairs["validation"], optimizer.eval_pairs, seed),
+        callbacks=[show, MarkComplete()],
+    )
+    with kernels(trainer.lm, optimizer, label=label):
+        resume = distributed.broadcast(
+            last_complete(checkpoints) if distributed.is_main() else None
         )
-        resume = distributed.told(last_complete(checkpoints) if distributed.is_main() else None)
         if resume is not None:
             say(f"{label}: resuming from step {resume.name.rpartition('-')[2]}")
         try:
@@ -122,42 +112,45 @@ def fit(
             raise
         finally:
             show.close()
-    return curves(trainer.state.log_history)
+    return training_curves(trainer.state.log_history)
 
 
 def training_arguments(
-    train: FitParams, output: Path, seed: int, device: torch.device, *, pairs: int
+    optimizer: OptimizerParams, output: Path, seed: int, device: torch.device, *, pairs: int
 ) -> TrainingArguments:
     """Hugging Face's arguments; one device batch is a micro-batch of pairs.
 
     Args:
-        train: how to optimise.
+        optimizer: how to optimise.
         output: directory of the checkpoints.
         seed: seed of data order and dropout.
         device: where to compute.
         pairs: how many there are to learn from.
     """
     cuda = device.type == "cuda"
+    schedule: str = optimizer.schedule
+    if schedule == "constant" and optimizer.warmup_ratio > 0:
+        schedule = "constant_with_warmup"
     return TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=train.micro_batch_size,
-        per_device_eval_batch_size=train.micro_batch_size,
+        per_device_train_batch_size=optimizer.micro_batch_size,
+        per_device_eval_batch_size=optimizer.micro_batch_size,
         gradient_accumulation_steps=(
-            train.batch_size // (train.micro_batch_size * distributed.world_size())
+            optimizer.batch_size // (optimizer.micro_batch_size * distributed.world_size())
         ),
-        num_train_epochs=train.epochs,
-        max_steps=steps(train, pairs),
-        learning_rate=train.lora_lr,
-        weight_decay=train.weight_decay,
-        warmup_steps=train.warmup_ratio,
-        lr_scheduler_type=train.schedule if train.warmup_ratio == 0 else _with_warmup(train),
-        max_grad_norm=train.max_grad_norm,
+        num_train_epochs=optimizer.epochs,
+        max_steps=steps(optimizer, pairs),
+        learning_rate=optimizer.lora_lr,
+        weight_decay=optimizer.weight_decay,
+        warmup_steps=optimizer.warmup_ratio,
+        lr_scheduler_type=schedule,
+        max_grad_norm=optimizer.max_grad_norm,
         logging_steps=5,
         logging_first_step=True,
         eval_strategy="steps",
-        eval_steps=train.eval_every,
+        eval_steps=optimizer.eval_every,
         save_strategy="steps",
-        save_steps=train.checkpoint_every,
+        save_steps=optimizer.checkpoint_every,
         save_total_limit=2,
         seed=seed,
         data_seed=seed,
@@ -166,37 +159,158 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=[],
-        # On a GPU a process of its own packs the next batches into page-locked memory, from where
-        # they are copied while the GPU computes.
+        # On a GPU a separate process packs the next batches into page-locked memory, from where
+        # they are copied while the GPU computes. It is forked, to inherit the model's settings that
+        # packing needs; it does not touch the GPU.
         dataloader_num_workers=1 if cuda else 0,
-        # It inherits what packing needs; nothing in it touches the GPU.
         dataloader_multiprocessing_context="fork" if cuda else None,
         dataloader_prefetch_factor=4 if cuda else None,
         dataloader_pin_memory=cuda,
         accelerator_config={"non_blocking": cuda},
-        # It would look at every loss, and wait for the GPU. A NaN is to be seen, too.
+        # The filter would read every loss and so wait for the GPU; and a NaN should be seen.
         logging_nan_inf_filter=False,
-        activation_checkpointing=train.gradient_checkpointing,
+        activation_checkpointing=optimizer.gradient_checkpointing,
     )
 
 
-def steps(train: FitParams, pairs: int) -> int:
+def steps(optimizer: OptimizerParams, pairs: int) -> int:
     """Optimiser steps: what `epochs` gives, `max_steps` at most.
 
     Hugging Face's own `max_steps` would go on with a further epoch.
     """
-    full = math.ceil(train.epochs * math.ceil(pairs / train.batch_size))
-    return full if train.max_steps is None else min(full, train.max_steps)
+    full = math.ceil(optimizer.epochs * math.ceil(pairs / optimizer.batch_size))
+    return full if optimizer.max_steps is None else min(full, optimizer.max_steps)
 
 
-def _with_warmup(train: FitParams) -> str:
-    return "constant_with_warmup" if train.schedule == "constant" else train.schedule
-
-
-def sample(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+def sample_pairs(
+    pairs: Sequence[PreferenceExample], count: int, seed: int
+) -> list[PreferenceExample]:
     """A fixed random sample of pairs, in their own order."""
     if len(pairs) <= count:
         return list(pairs)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(pairs), generator=generator)[:count].sort().values
     return [pairs[int(i)] for i in chosen]
+
+
+# -- known groups --------------------------------------------------------------------------------
+
+
+def known_groups(users: pd.DataFrame) -> list[str | None]:
+    """The group of each seen user of the prepared users table, in index order; None for none."""
+    seen = users[users["seen"]].sort_values("user_index")
+    groups = [group if isinstance(group, str) else None for group in seen["group"]]
+    if 0 < (count := groups.count(None)) < len(groups):
+        say(f"{count} users of no group are trained and served as the largest group")
+    return groups
+
+
+def train_groups(
+    users: GroupUserModel,
+    pairs: Pairs,
+    *,
+    fresh: Callable[[], PersonalizedLM],
+    train: Callable[[PersonalizedLM, Pairs, str, str], pd.DataFrame],
+    directory: Path,
+) -> tuple[PersonalizedLM, pd.DataFrame]:
+    """Train an adapter on each known group's own pairs, as plain DPO would, one after the other.
+
+    Each is trained for all epochs of its group's pairs, `optimizer.max_steps` steps at most. Where
+    that limit is reached, K groups cost up to K times as much as one method of another kind.
+
+    Args:
+        users: the group of each user.
+        pairs: see `Pairs`.
+        fresh: makes the base model with a new adapter and no user tokens.
+        train: trains such a model in place on pairs, given the adapter's and the group's name, too.
+            Returns the training curves.
+        directory: an existing one, which gets the adapters.
+
+    Returns:
+        The model with all adapters, and the mean of the groups' curves.
+    """
+    parts = []
+    for name, group in zip(users.adapters, users.groups, strict=True):
+        lm = fresh()
+        member = partial(_is_served_by, users, name)
+        theirs = {split: of_users(listed, member) for split, listed in pairs.items()}
+        parts.append(train(lm, theirs, name, group))
+        wrapped = cast(PeftModel, lm.lm)
+        save_adapters(wrapped, adapter_path(directory, name))
+        # The next group starts from the base model itself.
+        wrapped.unload()
+    adapters = load_adapters(lm.base.model, directory, users.adapters)
+    return PersonalizedLM(lm.base, adapters, users, lm.encoder, lm.about), mean_curves(parts)
+
+
+def _is_served_by(users: GroupUserModel, adapter: str, user: int) -> bool:
+    return users.adapter(user) == adapter
+
+
+def mean_curves(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Curves averaged step by step, over those that have this step."""
+    together = pd.concat(parts, ignore_index=True)
+    mean = together.groupby(["step", "split"], as_index=False, sort=False).mean()
+    return mean.sort_values(["step", "split"], ignore_index=True)[list(together.columns)]
+
+
+# -- pretraining ---------------------------------------------------------------------------------
+
+
+def train_soft_prompts(
+    lm: PersonalizedLM,
+    pairs: Sequence[PreferenceExample],
+    pretrain: PretrainParams,
+    *,
+    seed: int,
+    label: str,
+) -> list[float]:
+    """Train a user model in place by P-DPO, the language model frozen.
+
+    Args:
+        lm: the frozen base model behind the user model to train.
+        pairs: visited in random order, and again from the start if there are few.
+        pretrain: `pretrain.*` of `params.yaml`.
+        seed: seed of the order.
+        label: shown with the progress.
+
+    Returns:
+        The mean loss of every step.
+    """
+    train = TrainParams(
+        alpha=pretrain.alpha,
+        beta=pretrain.soft_prompt_beta,
+        loss="sigmoid",
+        label_smoothing=0.0,
+        nll_coef=0.0,
+        dpop_coef=0.0,
+    )
+    lm.lm.requires_grad_(False)
+    users = lm.user_model.train().requires_grad_(True)
+    optimizer = build_optimizer(
+        lora=[],
+        user_dense=users.dense_parameters(),
+        user_tables=users.sparse_parameters(),
+        lora_lr=pretrain.soft_prompt_lr,
+        user_lr=pretrain.soft_prompt_lr,
+        weight_decay=0.0,
+    )
+    collate = PreferenceCollator(lm.pack, *conditions(lm, train.alpha))
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    losses = []
+    size = pretrain.soft_prompt_batch_size
+    with Progress(total=pretrain.soft_prompt_steps, label=label, unit="steps") as progress:
+        for _ in range(pretrain.soft_prompt_steps):
+            while len(order) < size:
+                order += torch.randperm(len(pairs), generator=generator).tolist()
+            chosen, order = order[:size], order[size:]
+            batch = collate([pairs[i] for i in chosen])["batch"].to(lm.device)
+            loss = pdpo_loss(lm, batch, train).loss.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            clip_gradients(users.parameters(), 1.0)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            progress.advance(1, loss=losses[-1])
+    return losses

@@ -1,10 +1,8 @@
-"""One optimiser made of two: AdamW for what all share, row-wise Adam for the tables of users.
+"""One optimiser made of two: AdamW for what users share, row-wise Adam for the per-user tables.
 
-With a dense optimiser every user's row would drift with its momentum at every step, and cost time,
+With a dense optimiser every user's row would move with its momentum at every step, and cost time,
 whether or not the user is in the batch. `SparseAdam` reads and writes the rows of the batch only.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 
 class JointOptimizer(torch.optim.Optimizer):
-    """Several optimisers behind the interface of one; their parameter groups stay theirs."""
+    """Several optimisers behind the interface of one, with the parameter groups of all."""
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
@@ -24,7 +22,7 @@ class JointOptimizer(torch.optim.Optimizer):
         """Step every optimiser.
 
         Raises:
-            ValueError: a closure is given; none of the parts could share it.
+            ValueError: a closure is given, which each of the optimisers would call again.
         """
         if closure is not None:
             raise ValueError("JointOptimizer takes no closure")
@@ -50,9 +48,14 @@ def build_optimizer(
     user_lr: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """The optimiser of P-DPO: LoRA and user model with a learning rate each.
+    """The optimiser of P-DPO, with a learning rate for the adapter and one for the user model.
 
-    Weight decay applies to the LoRA weights only; the user model has its own penalties.
+    Args:
+        lora: the adapter, and a head if there is one: all that weight decay applies to, because
+            user models have penalties of their own.
+        user_dense: parameters that users share.
+        user_tables: per-user tables with sparse gradients.
+        lora_lr, user_lr, weight_decay: see `optimizer.*` in `params.yaml`.
     """
     groups = [
         {"params": lora, "lr": lora_lr, "weight_decay": weight_decay},
@@ -71,7 +74,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     """Scale all gradients, sparse ones included, to a joint norm of at most `max_norm`.
 
     Returns:
-        The norm before clipping, a scalar tensor; reading it is left to the caller.
+        The norm before clipping, a scalar tensor on the device.
     """
     with_grad = [p for p in parameters if p.grad is not None]
     norms = []
@@ -79,7 +82,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         grad = parameter.grad
         assert grad is not None
         if grad.is_sparse:
-            # A user met twice in a batch has two entries, whose sum counts.
+            # A user who is in a batch twice has two entries, whose sum counts.
             parameter.grad = grad = grad.coalesce()
             norms.append(torch.linalg.vector_norm(grad.values()))
         else:

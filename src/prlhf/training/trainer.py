@@ -1,17 +1,16 @@
-"""Training on pairs on top of `transformers.Trainer`: the loss of P-DPO, the optimiser, the report.
+"""Training on preferences with `transformers.Trainer`: loss, optimiser, logs, checkpoints.
 
-What does not depend on the loss is in `PairTrainer`; reward models (`prlhf.training.reward`) share
-it.
+Everything that does not depend on the loss is in `PreferenceTrainer`, which reward models
+(`prlhf.rewards.training`) use as well.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import (
     PrinterCallback,
@@ -22,26 +21,36 @@ from transformers import (
     TrainingArguments,
 )
 
-from prlhf import distributed
-from prlhf.io import naming
+from prlhf.infra import distributed
+from prlhf.infra.io import naming
 from prlhf.models.packing import Packed, Row
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.user_model import UserModel
-from prlhf.models.user_model_files import CARD, TABLES, load_user_model
-from prlhf.training.losses import Objective, PairLosses, pair_losses
+from prlhf.models.user_model import UserModel, load_user_model
+from prlhf.params import OptimizerParams, RewardTrainParams, TrainParams
+from prlhf.training.dataset import (
+    PreferenceBatch,
+    PreferenceCollator,
+    PreferenceExample,
+    PreferenceSampler,
+    VisitedExamples,
+    lengths_of,
+)
+from prlhf.training.losses import PairLosses, pdpo_loss
 from prlhf.training.optim import build_optimizer, clip_gradients
-from prlhf.training.order import PairOrder, VisitedPairs, without_weight
-from prlhf.training.pairs import Pair, PairBatch, PairCollator, lengths
 
-MEANS = "running_means.pt"
+MEANS: Final = "running_means.pt"
 
 
-class PairModel(Protocol):
-    """What is trained on pairs: a `PersonalizedLM`, or something that holds one."""
+class PreferenceModel(Protocol):
+    """What is trained: a `PersonalizedLM`, or a model on top of one."""
 
     @property
     def user_model(self) -> UserModel:
         """User indices to embeddings."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     def pack(self, rows: Sequence[Row]) -> Packed:
         """Rows as one batch."""
@@ -50,33 +59,30 @@ class PairModel(Protocol):
         """Write what is trained to an existing directory."""
 
 
-def conditions(model: PairModel, alpha: float) -> tuple[bool, bool]:
+def conditions(model: PreferenceModel, alpha: float) -> tuple[bool, bool]:
     """Which of (own user, generic user) have to be computed.
 
-    Without user tokens both conditions are the same computation, and one does.
+    Without user tokens both conditions are the same computation, so that one is enough.
     """
     if model.user_model.tokens == 0:
         return False, True
     return alpha > 0, alpha < 1
 
 
-class PairTrainer(Trainer, ABC):
-    """Trains an adapter, a user model and what may sit on top of them on preference pairs.
+class PreferenceTrainer(Trainer, ABC):
+    """Trains an adapter, a user model and any head on top of them on preference pairs.
 
     The loss of a step is the weighted mean over all its pairs, however they are split into
-    micro-batches and processes, so gradient accumulation equals one large batch. Subclasses say
-    what the loss is (`pair_losses`) and how a checkpoint is loaded (`load_model`).
+    micro-batches and processes, so gradient accumulation equals one large batch. A subclass defines
+    the loss (`pair_losses`), and what a model has besides a `PersonalizedLM` (`lm`, `load_model`).
 
     Args:
         model: adapter and user model trainable, the base model frozen.
-        alpha: weight of the personalised term; a term without weight is not computed.
+        objective: what is minimised; a term to which its `alpha` gives no weight is not computed.
+        settings: how it is minimised.
         arguments: Hugging Face training arguments; a device batch is counted in pairs.
         train_pairs, eval_pairs: what to learn from, and a fixed sample to watch.
-        lora_lr, user_lr: learning rates of the user model, and of all else that is trained.
-        term_sampling: compute one of a training pair's two terms at a time, drawn with their
-            weights as probabilities, instead of both.
-        length_bucketing: put training pairs of similar length together.
-        callbacks: called as by `Trainer`; its own printing and bars are switched off.
+        callbacks: called as by `Trainer`, whose own printing and progress bars are switched off.
     """
 
     control: TrainerControl
@@ -84,32 +90,29 @@ class PairTrainer(Trainer, ABC):
 
     def __init__(
         self,
-        model: PairModel,
+        model: PreferenceModel,
+        objective: TrainParams | RewardTrainParams,
+        settings: OptimizerParams,
         *,
-        alpha: float,
         arguments: TrainingArguments,
-        train_pairs: Sequence[Pair],
-        eval_pairs: Sequence[Pair],
-        lora_lr: float,
-        user_lr: float,
-        term_sampling: bool = False,
-        length_bucketing: bool = False,
+        train_pairs: Sequence[PreferenceExample],
+        eval_pairs: Sequence[PreferenceExample],
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        as_user, as_generic = conditions(model, alpha)
-        # Where one term is all there is, there is nothing to draw.
-        self.drawn_with = alpha if term_sampling and as_user and as_generic else None
-        self.length_bucketing = length_bucketing
+        self.objective = objective
+        self.settings = settings
+        as_user, as_generic = conditions(model, objective.alpha)
+        # With a single term there is nothing to draw.
+        draws = settings.term_sampling and as_user and as_generic
+        self.drawn_with = objective.alpha if draws else None
         super().__init__(
             model=cast(nn.Module, model),
             args=arguments,
-            data_collator=PairCollator(model.pack, as_user, as_generic),
-            train_dataset=cast(Any, VisitedPairs(train_pairs)),
+            data_collator=PreferenceCollator(model.pack, as_user, as_generic),
+            train_dataset=cast(Any, VisitedExamples(train_pairs)),
             eval_dataset=cast(Any, list(eval_pairs)),
             callbacks=list(callbacks),
         )
-        self.lora_lr = lora_lr
-        self.user_lr = user_lr
         # Tells the Trainer that the loss is already normalised over the accumulated batches.
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, Tensor] = {}
@@ -118,34 +121,32 @@ class PairTrainer(Trainer, ABC):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
 
+    @property
+    def lm(self) -> PersonalizedLM:
+        """The language model in what is trained."""
+        return cast(PersonalizedLM, self.model)
+
     # -- data ------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
-        pairs = cast(VisitedPairs, self.train_dataset).pairs
-        seed = self.args.data_seed
-        several = self.args.world_size > 1
-        return PairOrder(
+    def _get_train_sampler(self, train_dataset: Any = None) -> PreferenceSampler:
+        pairs = cast(VisitedExamples, self.train_dataset).examples
+        seed, size = self.args.data_seed, self.args.train_batch_size
+        return PreferenceSampler(
             len(pairs),
             seed=self.args.seed if seed is None else seed,
-            # Asked for as an epoch begins; in the middle of one when a run is resumed.
+            # Asked at the start of an epoch, or in the middle of one when a run is resumed.
             epoch=lambda: int(self.state.epoch or 0),
             alpha=self.drawn_with,
-            lengths=lengths(pairs) if self.length_bucketing else None,
-            batch=self.args.train_batch_size,
-            whole=self.args.train_batch_size * self.args.world_size if several else 1,
+            lengths=lengths_of(pairs) if self.settings.length_bucketing else None,
+            batch=size,
+            whole=size * self.args.world_size if self.args.world_size > 1 else 1,
         )
 
-    # -- what a subclass says --------------------------------------------------------------------
-
-    @abstractmethod
-    def pair_losses(self, model: nn.Module, batch: PairBatch) -> PairLosses:
-        """The loss of each pair of a batch on the model's device."""
-
-    @abstractmethod
-    def load_model(self, directory: Path) -> None:
-        """Load what `save_pretrained` wrote to a checkpoint into `self.model`, trainable."""
-
     # -- loss ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def pair_losses(self, model: nn.Module, batch: PreferenceBatch) -> PairLosses:
+        """The loss of each pair of a batch on the model's device."""
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Total weight of the pairs of one optimiser step, over all processes."""
@@ -171,7 +172,7 @@ class PairTrainer(Trainer, ABC):
         return (loss, result) if return_outputs else loss
 
     def _record(self, result: PairLosses, weight: Tensor) -> None:
-        """Add to the running means, on the device: reading them waits for the next log."""
+        """Add to the running sums, which stay on the device until the next log reads them."""
         values = {"loss": result.loss.detach(), **result.metrics}
         for name, value in values.items():
             counted = weight * result.known[name] if name in result.known else weight
@@ -183,12 +184,13 @@ class PairTrainer(Trainer, ABC):
         if self.args.world_size == 1 or not self._sums:
             return self._sums, self._weights
         names = list(self._sums)
-        own = torch.stack([part[name] for part in (self._sums, self._weights) for name in names])
-        sums, weights = distributed.total(own).chunk(2)
+        both = torch.stack([part[name] for part in (self._sums, self._weights) for name in names])
+        distributed.all_reduce_sum_(both)
+        sums, weights = both.chunk(2)
         return dict(zip(names, sums, strict=True)), dict(zip(names, weights, strict=True))
 
     def _take_means(self) -> dict[str, float]:
-        """Means so far; what was known of no pair has none."""
+        """Means so far, without metrics that are known of no pair; resets them."""
         sums, weights = self._totals()
         self._sums, self._weights = {}, {}
         return {
@@ -231,12 +233,13 @@ class PairTrainer(Trainer, ABC):
         )
         return metrics
 
-    def _eval_batches(self, pairs: Sequence[Pair]) -> Iterator[PairBatch]:
+    def _eval_batches(self, pairs: Sequence[PreferenceExample]) -> Iterator[PreferenceBatch]:
         # Not through a DataLoader, which would draw from the random state that dropout uses.
         size = self.args.per_device_eval_batch_size
         processes, own = self.args.world_size, self.args.process_index
         if processes > 1:
-            pairs = [*pairs, *[without_weight(pairs[0])] * (-len(pairs) % (size * processes))]
+            fillers = -len(pairs) % (size * processes)
+            pairs = [*pairs, *[pairs[0].without_weight()] * fillers]
         for start in range(own * size, len(pairs), size * processes):
             yield self.data_collator(pairs[start : start + size])["batch"]
 
@@ -245,28 +248,27 @@ class PairTrainer(Trainer, ABC):
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         if self.args.world_size == 1 or not training or model is not self.model:
             return super()._wrap_model(model, training, dataloader)
-        users = cast(PairModel, self.model).user_model
-        return distributed.replicate(model, apart=users.sparse_parameters())
+        return distributed.replicate(model, apart=self.lm.user_model.sparse_parameters())
 
     # -- optimiser -------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            users = cast(PairModel, self.model).user_model
+            users = self.lm.user_model
             theirs = {id(p) for p in users.parameters()}
             others = (p for p in self.model.parameters() if id(p) not in theirs)
             self.optimizer = build_optimizer(
                 lora=[p for p in others if p.requires_grad],
                 user_dense=[p for p in users.dense_parameters() if p.requires_grad],
                 user_tables=[p for p in users.sparse_parameters() if p.requires_grad],
-                lora_lr=self.lora_lr,
-                user_lr=self.user_lr,
+                lora_lr=self.settings.lora_lr,
+                user_lr=self.settings.user_lr,
                 weight_decay=self.args.weight_decay,
             )
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        distributed.average_rows(cast(PairModel, self.model).user_model.sparse_parameters())
+        distributed.average_rows(self.lm.user_model.sparse_parameters())
         return clip_gradients(model.parameters(), self.args.max_grad_norm)
 
     # -- checkpoints -----------------------------------------------------------------------------
@@ -279,23 +281,28 @@ class PairTrainer(Trainer, ABC):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """What is trained (the base model never changes), and the means in progress."""
+        """Save what is trained (the base model never changes), and the means in progress."""
         if not self.args.should_save:
             return
         directory = Path(output_dir or cast(str, self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
-        cast(PairModel, self.model).save_pretrained(directory)
+        cast(PreferenceModel, self.model).save_pretrained(directory)
         torch.save(self._saved, directory / MEANS)
+
+    def load_model(self, directory: Path) -> None:
+        """Load what `save_pretrained` wrote to a checkpoint into the model, trainable."""
+        if isinstance(self.lm.lm, PeftModel):
+            set_peft_model_state_dict(self.lm.lm, load_peft_weights(str(directory), device="cpu"))
+        self.lm.user_model.load_state_dict(load_user_model(directory).state_dict())
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         directory = Path(resume_from_checkpoint)
         self.load_model(directory)
-        # A resumed run logs what an uninterrupted one would, also halfway between two logs.
-        device = self.args.device
-        # Of several processes on a CPU the device has a number, which torch cannot load to.
-        where = "cpu" if device.type == "cpu" else device
+        # So that a run resumed between two logs logs the same as an uninterrupted one. In several
+        # processes on a CPU the device has a number, which torch cannot load to.
+        where = "cpu" if self.args.device.type == "cpu" else self.args.device
         saved = torch.load(directory / MEANS, map_location=where)
         if self.args.process_index > 0:  # they are sums over all processes
             saved = tuple({name: 0 * value for name, value in part.items()} for part in saved)
@@ -306,32 +313,10 @@ class PairTrainer(Trainer, ABC):
         return 0
 
 
-class PDPOTrainer(PairTrainer):
-    """Trains the LoRA adapter and the user model of a `PersonalizedLM` by P-DPO.
+class PDPOTrainer(PreferenceTrainer):
+    """Trains the LoRA adapter and the user model of a `PersonalizedLM` by P-DPO."""
 
-    Args:
-        model: adapter and user model trainable, everything else frozen.
-        objective: the loss and its weights.
-        options: as `PairTrainer` takes them.
-    """
+    objective: TrainParams
 
-    def __init__(self, model: PersonalizedLM, *, objective: Objective, **options: Any) -> None:
-        super().__init__(model, alpha=objective.alpha, **options)
-        self.objective = objective
-
-    def pair_losses(self, model: nn.Module, batch: PairBatch) -> PairLosses:
-        return pair_losses(model, batch, self.objective)
-
-    def load_model(self, directory: Path) -> None:
-        load_trained(cast(PersonalizedLM, self.model), directory)
-
-
-def load_trained(model: PersonalizedLM, directory: Path) -> None:
-    """Load adapter and user model of a checkpoint into a model of the same make, trainable."""
-    from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-
-    assert (directory / CARD).is_file()
-    assert (directory / TABLES).is_file()
-    if isinstance(model.lm, PeftModel):
-        set_peft_model_state_dict(model.lm, load_peft_weights(str(directory), device="cpu"))
-    model.user_model.load_state_dict(load_user_model(directory).state_dict())
+    def pair_losses(self, model: nn.Module, batch: PreferenceBatch) -> PairLosses:
+        return pdpo_loss(model, batch, self.objective)

@@ -22,7 +22,7 @@ def refuse(event, arguments):
     host = host.decode() if isinstance(host, bytes) else host
     if host in LOOPBACK:
         return
-    with Path(os.environ["PRLHF_TEST_NETWORK_LOG"]).open("a") as log:
+    with Path(os.environ["PRLHF_TEST_NETWORK_LOG"]).open("a", encoding="utf-8") as log:
         log.write(f"{' '.join(sys.argv)}: {event} {host}\n")
     raise OSError(errno.ENETUNREACH, "Network is unreachable")
 

@@ -1,0 +1,255 @@
+"""Files: atomic writes, JSON, Parquet, and where an interrupted run keeps its work.
+
+Everything that a stage leaves behind goes through `atomic_path`, so that an interrupted or failed
+run never leaves half a file under a final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from prlhf.infra.errors import UserError, disk_errno
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SOURCE: Final = "prlhf_source.json"
+"""The file beside a resolved base model's weights that says where they came from."""
+
+CHECKPOINTS: Final = Path(".cache/checkpoints")
+"""Where interrupted runs keep their work: outside DVC's outputs, which it deletes before a run."""
+
+WITHOUT_EFFECT: Final = re.compile(r"(infra|params)(\..*)?$|(cli|commands|launch|__main__|stages)$")
+"""Modules of this package that no result depends on: editing them loses no checkpoint."""
+
+_REPRODUCE = "`dvc repro` makes it anew"
+_TORCH_ERROR = re.compile(r"iostream error|unexpected pos \d+|PytorchStreamWriter failed")
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path, *, directory: bool = False) -> Iterator[Path]:
+    """Write a file or directory that appears under its name only when it is complete.
+
+    Yields a temporary sibling (same suffix, hidden) for the caller to write to; parents are made
+    as needed. When the block ends, its content is flushed to disk and renamed to `path`, replacing
+    what was there. When the block raises, the sibling is removed and `path` stays as it was.
+
+    Args:
+        path: The final name.
+        directory: Yield a new empty directory instead of the name of a file not yet there.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    token = f"{secrets.token_hex(4)}.partial"
+    partial = final.with_name(f".{final.stem}.{token}{final.suffix}")
+    try:
+        with naming(final):
+            if directory:
+                partial.mkdir()
+            yield partial
+            _flush(partial)
+        _replace(partial, final)
+    except BaseException as error:
+        _remove(partial)
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(partial), str(final))
+        raise
+    _fsync(final.parent)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Make errors of a full or failing disk name the file: an `OSError` with `path`.
+
+    The system does not say which file a write was to, and libraries in C++ or Rust report its
+    errors in words of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = disk_errno(error)
+        if number is None and isinstance(error, RuntimeError) and _TORCH_ERROR.search(str(error)):
+            # torch does not say why a write failed; next to no space left is nearly always it.
+            place = next(each for each in Path(path).absolute().parents if each.exists())
+            number = errno.ENOSPC if shutil.disk_usage(place).free < 2**20 else errno.EIO
+        if number is None or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text with `\\n` line ends, atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write JSON with sorted keys, indented by 2, atomically; numpy scalars become plain numbers.
+
+    Raises:
+        ValueError: A float is NaN or infinite, which JSON cannot hold.
+    """
+    text = json.dumps(
+        obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain
+    )
+    write_text(path, text + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: The file is missing or is not JSON.
+    """
+    require_file(path)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError("is not UTF-8 text", where=path) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"is not JSON: {error.msg}", where=f"{path}:{error.lineno}") from error
+
+
+def write_parquet(path: str | Path, df: pd.DataFrame) -> None:
+    """Write a table without its index, atomically; equal tables give equal bytes."""
+    with atomic_path(path) as partial:
+        df.to_parquet(partial, engine="pyarrow", index=False, compression="zstd")
+
+
+def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a table, or some of its columns in the order given.
+
+    Raises:
+        UserError: The file is missing, is not Parquet, or lacks one of `columns`.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require_file(path)
+    try:
+        if columns is not None:
+            present = set(pq.read_schema(path).names)
+            missing = [name for name in columns if name not in present]
+            if missing:
+                raise UserError(f"has no column {', '.join(missing)}", where=path, fix=_REPRODUCE)
+        return pd.read_parquet(
+            path, engine="pyarrow", columns=None if columns is None else list(columns)
+        )
+    except pa.ArrowInvalid as error:
+        raise UserError("is not a readable Parquet file", where=path, fix=_REPRODUCE) from error
+
+
+def require_file(path: str | Path) -> None:
+    """Check that an earlier stage's file is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not Path(path).exists():
+        raise UserError("no such file", where=path, fix="`dvc repro` makes what is missing")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _flush(path: Path) -> None:
+    for entry in [*path.rglob("*"), path]:
+        if not entry.is_symlink():
+            _fsync(entry)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(new: Path, final: Path) -> None:
+    if not final.is_dir() or final.is_symlink():
+        if new.is_dir() and final.exists():
+            final.unlink()
+        new.replace(final)
+        return
+    # A directory cannot be renamed onto a full one: move the old one aside, and back on failure.
+    old = final.with_name(f"{new.name}.old")
+    final.rename(old)
+    try:
+        new.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        # A read-only file system refuses even to remove what is not there.
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+# -- interrupted runs -----------------------------------------------------------------------------
+
+
+def run_key(settings: Any, inputs: Iterable[Path]) -> str:
+    """Name of a run: 16 hexadecimal digits of a hash of all that determines its result.
+
+    Args:
+        settings: anything that JSON can represent, and sections of the parameters.
+        inputs: files, or directories of which all files count; the source code in use is added.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+
+    def add_file(path: Path) -> None:
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+
+    digest.update(json.dumps(settings, sort_keys=True, default=vars).encode())
+    for path in inputs:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            digest.update(file.relative_to(path).as_posix().encode())
+            add_file(file)
+    for file in _code():
+        add_file(file)
+    return digest.hexdigest()
+
+
+def discard(directory: Path) -> None:
+    """Delete what a run kept, once its result is written."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _code() -> list[Path]:
+    """The source files of this package that are loaded and that a result can depend on."""
+    package = __name__.split(".")[0]
+    return sorted(
+        {
+            Path(file)
+            for name, module in list(sys.modules.items())
+            if name.split(".")[0] == package
+            and not WITHOUT_EFFECT.match(name.removeprefix(f"{package}."))
+            and (file := getattr(module, "__file__", None))
+        }
+    )

@@ -1,0 +1,258 @@
+"""Who prefers what: accuracy on users' choices, win rates, and how far judges agree.
+
+*Preference accuracy* asks whether a model prefers what its user preferred. The implicit reward of a
+response is `beta * (log pi(y|x,u) - log pi_ref(y|x))` (Rafailov et al., 2023), and a pair is
+predicted right if the chosen response has the higher one. `beta` does not change the sign, so the
+margins arrive without it.
+
+*Win rates* and *agreement* count the verdicts of judges on generated answers and held-out choices.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prlhf.data import agreement
+from prlhf.judging.comparisons import verdict_column
+from prlhf.metrics.bootstrap import Floats, MetricTree, by_prompt
+
+COUNTS = ("user_id", "condition", "group", "seen", "wins", "ties", "losses", "pairs", "accuracy")
+"""Columns of `accuracy_by_user`."""
+
+OUTCOMES = {"wins": 1, "ties": 0, "losses": -1}
+"""Verdicts on an answer."""
+
+
+def accuracy_by_user(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Count right, tied and wrong predictions (see `agreement`) of each user under each condition.
+
+    Args:
+        pairs: One row per pair and condition: `split, pair_id, prompt_id, user_id, group,
+            condition, margin` as in `data/scores/<method>/pairs.parquet`; margins in nats.
+
+    Returns:
+        One row per user and condition, sorted by both, with `COUNTS`. `condition` is `user` (the
+        user's own user tokens) or `generic`; `seen` is False for users held out of training.
+    """
+    score = agreement(_margins(pairs))
+    counted = pairs[["user_id", "condition", "group"]].assign(
+        seen=pairs["split"] == "test", wins=score == 1, ties=score == 0.5, losses=score == 0
+    )
+    sums = {name: (name, "sum") for name in OUTCOMES}
+    table = counted.groupby(["user_id", "condition"], sort=True, as_index=False).agg(
+        group=("group", "first"), seen=("seen", "first"), **sums
+    )
+    table["pairs"] = table["wins"] + table["ties"] + table["losses"]
+    table["accuracy"] = (table["wins"] + 0.5 * table["ties"]) / table["pairs"]
+    return table[list(COUNTS)]
+
+
+def pair_gains(pairs: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """What one method gains over another on each held-out pair of seen users, as they are served.
+
+    Returns:
+        `prompt_id, weight, gain` per pair scored by both; `gain` in {-1, -0.5, 0, 0.5, 1}. A user's
+        weights sum to 1, so that the weighted mean is the gain in macro accuracy.
+    """
+    both = _gains(pairs[pairs["split"] == "test"], baseline[baseline["split"] == "test"], "user")
+    sizes = both.groupby("user_id")["pair_id"].transform("size")
+    return both[["prompt_id"]].assign(weight=1.0 / sizes, gain=both["gain"])
+
+
+def generic_gains(pairs: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """What one method gains over another for each user if neither knows who they are.
+
+    Returns:
+        `user_id, seen, gain`: the difference in accuracy under the condition `generic`, over the
+        pairs that both scored.
+    """
+    both = _gains(pairs, baseline, "generic").assign(seen=lambda table: table["split"] == "test")
+    return both.groupby(["user_id", "seen"], sort=True, as_index=False).agg(gain=("gain", "mean"))
+
+
+def _gains(pairs: pd.DataFrame, baseline: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """The pairs that both methods scored under a condition, with the difference as `gain`."""
+    own, other = (table[table["condition"] == condition] for table in (pairs, baseline))
+    both = own.assign(own=agreement(_margins(own))).merge(
+        other[["pair_id"]].assign(other=agreement(_margins(other))), on="pair_id", validate="1:1"
+    )
+    return both.assign(gain=both["own"] - both["other"])
+
+
+def _margins(pairs: pd.DataFrame) -> NDArray[np.float64]:
+    return pairs["margin"].to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def served(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `accuracy_by_user` of users as served: unseen users by the generic tokens."""
+    condition = np.where(table["seen"], "user", "generic")
+    return table[table["condition"] == condition].reset_index(drop=True)
+
+
+def as_generic(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `accuracy_by_user` in which seen users are served as if they were unknown."""
+    return table[table["seen"] & (table["condition"] == "generic")].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the judge stage wrote.
+
+    Attributes:
+        comparisons: `data/judged/verdicts.parquet`, see `comparisons.judge`.
+        choices: `data/judged/choices.parquet`, see `comparisons.judge_choices`.
+        kinds: The judges; the first is the one whose verdicts count.
+    """
+
+    comparisons: pd.DataFrame
+    choices: pd.DataFrame
+    kinds: Sequence[str]
+
+    def against(self, baseline: str) -> Verdicts:
+        """With the comparisons of a personalised baseline turned round: it is always `other`."""
+        table = self.comparisons
+        turned = table["method"] == baseline
+        opposite = {"method": table["other"], "other": table["method"]}
+        opposite |= {name: -table[name] for name in map(self.column, self.kinds)}
+        exchanged = {name: table[name].mask(turned, other) for name, other in opposite.items()}
+        return replace(self, comparisons=table.assign(**exchanged))
+
+    def column(self, kind: str) -> str:
+        """The column with the verdicts of a judge."""
+        return verdict_column(kind, self.kinds)
+
+
+def put_agreement(tree: MetricTree, verdicts: Verdicts) -> None:
+    """`judge_agreement`: how often the judge takes what users themselves chose; ties count half."""
+    pairs = _with_agreement(verdicts.choices, "verdict")
+    tree.put_mean(("judge_agreement", "all"), pairs, pairs["agree"])
+    for group, part in pairs.groupby("group", sort=True):
+        tree.put_mean(("judge_agreement", "groups", str(group)), part, part["agree"])
+
+
+def _with_agreement(choices: pd.DataFrame, column: str) -> pd.DataFrame:
+    pairs = choices[choices[column].notna()]
+    return pairs.assign(agree=(pairs[column].astype(float) + 1.0) / 2.0)
+
+
+def wins_by_user(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """How the comparisons with a verdict went for each user.
+
+    Returns:
+        Indexed by `method, other, user_id, seen`: `wins`, `ties` and `losses`, and `score`, the
+        share of wins with ties counted half.
+    """
+    rows = comparisons[comparisons["verdict"].notna()]
+    outcomes = {name: rows["verdict"] == verdict for name, verdict in OUTCOMES.items()}
+    keys = ["method", "other", "user_id", "seen"]
+    table = rows[keys].assign(**outcomes).groupby(keys, sort=True).sum().astype("int64")
+    return table.assign(score=(table["wins"] + table["ties"] / 2) / table.sum(axis=1))
+
+
+def put_win_rates(
+    tree: MetricTree, verdicts: Verdicts, name: str, other: str, notes: list[str]
+) -> None:
+    """`win_rate.<name>_vs_<other>`: seen users, each group of them, and unseen users."""
+    at = ("win_rate", f"{name}_vs_{other}")
+    table = verdicts.comparisons
+    rows = table[(table["method"] == name) & (table["other"] == other)]
+    if missing := int(rows["verdict"].isna().sum()):
+        notes.append(
+            f"{name} against {other}: the judge gave no verdict on {missing} of {len(rows)} "
+            "comparisons, which are left out."
+        )
+    rows = rows[rows["verdict"].notna()]
+    seen = rows["seen"].astype(bool)
+    compared, unseen = rows[seen], rows[~seen]
+    if compared.empty:
+        notes.append(
+            f"{name} against {other}: no two answers to the same prompt for a user whose "
+            "preference the judge knows; the win rate is left out."
+        )
+        return
+    _put_win_rate(tree, at, compared)
+    users = wins_by_user(compared)
+    tree.put((*at, "macro"), tree.bootstrap.mean(users["score"]))
+    worst = tree.bootstrap.minimum(users["losses"], users["ties"], users["wins"])
+    tree.put((*at, "worst_user"), worst)
+    for group, part in compared.groupby("group", sort=True):
+        _put_win_rate(tree, (*at, "groups", str(group)), part)
+    if not unseen.empty:
+        _put_win_rate(tree, (*at, "unseen"), unseen)
+
+
+def _put_win_rate(tree: MetricTree, at: tuple[str, ...], compared: pd.DataFrame) -> None:
+    """Shares of all comparisons, and `win_rate`: wins among those that did not end in a tie."""
+    win, tie, loss = (compared["verdict"] == verdict for verdict in OUTCOMES.values())
+    for outcome, values in (("win", win), ("loss", loss), ("tie", tie)):
+        tree.put_mean((*at, outcome), compared, values)
+    rows = by_prompt(compared, [win, win | loss])
+    tree.put((*at, "win_rate"), tree.bootstrap.ratio(rows))
+    tree.count((*at, "comparisons"), len(compared))
+
+
+def put_judges(tree: MetricTree, verdicts: Verdicts) -> None:
+    """`judges`: agreement between judges, and of an LLM with itself; nothing for any other alone.
+
+    Comparisons that were settled without a judge do not count: all judges agree on them.
+    """
+    asked = verdicts.comparisons[verdicts.comparisons["asked"].astype(bool)]
+    if "forward" in asked:
+        both = asked[asked["forward"].notna() & asked["reversed"].notna()]
+        same = both["forward"] == both["reversed"]
+        tree.put_mean(("judges", "llm", "same_in_both_orders"), both, same)
+    columns = {kind: verdicts.column(kind) for kind in verdicts.kinds}
+    if len(columns) < 2:
+        return
+    for kind, column in columns.items():
+        pairs = _with_agreement(verdicts.choices, column)
+        tree.put_mean(("judges", kind, "choices"), pairs, pairs["agree"])
+    for one, other in itertools.combinations(columns, 2):
+        both = asked[asked[columns[one]].notna() & asked[columns[other]].notna()]
+        cells = [
+            (both[columns[one]] == a) & (both[columns[other]] == b)
+            for a, b in itertools.product(OUTCOMES.values(), repeat=2)
+        ]
+        at = ("judges", f"{one}_vs_{other}")
+        rows = by_prompt(both, cells)
+        tree.put((*at, "agreement"), tree.bootstrap.statistic(rows, raw_agreement))
+        tree.put((*at, "kappa"), tree.bootstrap.statistic(rows, cohens_kappa))
+        tree.count((*at, "comparisons"), len(both))
+
+
+def raw_agreement(cells: Floats) -> Floats:
+    """The share of equal verdicts.
+
+    Args:
+        cells: Counts of pairs of verdicts, `[n, 9]`: a 3 x 3 table of win, tie and loss, by rows.
+
+    Returns:
+        `[n]`; NaN for a table without counts.
+    """
+    table = cells.reshape(len(cells), 3, 3)
+    total = table.sum(axis=(1, 2))
+    return _over(np.trace(table, axis1=1, axis2=2), total)
+
+
+def cohens_kappa(cells: Floats) -> Floats:
+    """Agreement beyond chance, `(p_o - p_e) / (1 - p_e)` (Cohen, 1960); ties are a category.
+
+    As `raw_agreement`, but NaN where chance alone makes all verdicts equal, as when both judges
+    always say the same.
+    """
+    table = cells.reshape(len(cells), 3, 3)
+    total = table.sum(axis=(1, 2))
+    chance = _over((table.sum(axis=1) * table.sum(axis=2)).sum(axis=1), total**2)
+    return _over(raw_agreement(cells) - chance, 1.0 - chance)
+
+
+def _over(numerator: Floats, denominator: Floats) -> Floats:
+    return np.divide(
+        numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 1e-12
+    )

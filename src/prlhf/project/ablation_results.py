@@ -1,0 +1,187 @@
+"""From the files of an ablation's runs to its table."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prlhf.infra.errors import UserError
+from prlhf.metrics.bootstrap import Bootstrap, Estimate
+from prlhf.project.ablation_runs import FoundRun, Project, log_file, show
+from prlhf.project.ablations import Ablation, AblationRun
+
+PER_USER = "reports/per_user.csv"
+KEY_FIGURES = "reports/headline.json"
+UNIFORM = "uniform"
+RESUMED = ": resuming from step "  # said by a training whose time is not that of the whole
+PLAIN = ("worst_user", "nll", "broken", "words")  # of KEY_FIGURES; averaged over seeds
+
+ByUser = Mapping[str, float]
+
+
+class Result(NamedTuple):
+    """What one run came to: accuracies by user, other figures, and its time.
+
+    Attributes:
+        served, generic: Of seen users, under their own embeddings and when served as unknown.
+        unseen: Of held-out users.
+        baseline: Of seen users, by the run's `evaluate.baseline`; empty if that was not trained.
+        figures: Those of `PLAIN` that the run has.
+        seconds: What its stage `train` took; None if it was not measured here.
+    """
+
+    found: FoundRun
+    served: ByUser
+    generic: ByUser
+    unseen: ByUser
+    baseline: ByUser
+    figures: Mapping[str, float]
+    seconds: float | None
+
+
+class AblationRow(NamedTuple):
+    """A setting's figures, means over its seeds (and seen users); None where there is none.
+
+    Attributes:
+        difference: In accuracy to the ablation's baseline, on the same users and seeds.
+        generic: Accuracy of seen users when served as unknown ones.
+        cost: `generic` less the accuracy of one model for all users: of `evaluate.baseline` in the
+            same runs, or else of the setting with the uniform user model.
+        unseen: Accuracy of users held out whole.
+        nll, broken, words: Of the answers; see docs/experiments.md.
+        seconds: What the stage `train` took.
+    """
+
+    setting: str
+    changes: Mapping[str, Any]
+    seeds: Sequence[int]
+    users: int
+    accuracy: Estimate | None
+    difference: Estimate | None
+    worst_user: float | None
+    generic: Estimate | None
+    cost: Estimate | None
+    unseen: Estimate | None
+    nll: float | None
+    broken: float | None
+    words: float | None
+    seconds: float | None
+
+
+class AblationTable(NamedTuple):
+    """An ablation's figures: a row for each setting that has runs, and the experiments missing."""
+
+    ablation: Ablation
+    rows: Sequence[AblationRow]
+    results: Sequence[Result]
+    bootstrap: Bootstrap
+    missing: Sequence[str] = ()
+
+
+def read_result(project: Project, found: FoundRun, method: str) -> Result:
+    """Read a run's files from the commit of its experiment.
+
+    Raises:
+        UserError: They do not hold the method's accuracy.
+    """
+    run = found.run
+    text = show(project, found.commit, PER_USER)
+    rows = list(csv.DictReader(StringIO(text or "")))
+    if not rows or f"accuracy_{method}" not in rows[0]:
+        raise UserError(
+            f"has no accuracy of {method} in {PER_USER}",
+            where=f"experiment {run.experiment}",
+            fix=f"`dvc exp remove {run.experiment}` makes the next call run it anew",
+        )
+
+    def column(name: str, seen: bool = True) -> dict[str, float]:
+        chosen = [row for row in rows if (row["seen"] == "True") is seen]
+        return {row["user_id"]: float(row[name]) for row in chosen if row.get(name)}
+
+    figures = json.loads(show(project, found.commit, KEY_FIGURES) or "{}").get(method, {})
+    return Result(
+        found=found,
+        served=column(f"accuracy_{method}"),
+        generic=column(f"accuracy_{method}_generic"),
+        unseen=column(f"accuracy_{method}", seen=False),
+        baseline=column(f"accuracy_{run.params.evaluate.baseline}"),
+        figures={key: float(figures[key]) for key in PLAIN if key in figures},
+        seconds=_seconds(project, run, method),
+    )
+
+
+def tabulate(
+    ablation: Ablation, runs: Sequence[AblationRun], results: Sequence[Result], bootstrap: Bootstrap
+) -> AblationTable:
+    """The figures of each setting, from all runs of an ablation and the results of some of them."""
+    by_setting: dict[str, dict[int, Result]] = {each.name: {} for each in ablation.settings}
+    for result in results:
+        by_setting[result.found.run.setting][result.found.run.seed] = result
+    uniform = next(
+        (run.setting for run in runs if run.params.methods[ablation.method].kind == UNIFORM), None
+    )
+    baseline = by_setting[ablation.baseline]
+    rows = []
+    for setting in ablation.settings:
+        own = by_setting[setting.name]
+        if not own:
+            continue
+        found = list(own.values())
+        # One model for all users: of the same run, or else of the uniform setting's.
+        uniforms = {} if uniform in (None, setting.name) else by_setting[str(uniform)]
+        one_model = {
+            seed: result.baseline or (uniforms[seed].served if seed in uniforms else {})
+            for seed, result in own.items()
+        }
+        pairs = [_less(own[seed].served, baseline[seed].served) for seed in own if seed in baseline]
+        costs = [_less(result.generic, one_model[seed]) for seed, result in own.items()]
+        alone = setting.name == ablation.baseline
+        rows.append(
+            AblationRow(
+                setting=setting.name,
+                changes=setting.own,
+                seeds=sorted(own),
+                users=len({user for result in found for user in result.served}),
+                accuracy=_crossed(bootstrap, [result.served for result in found]),
+                difference=None if alone else _crossed(bootstrap, pairs),
+                generic=_crossed(bootstrap, [result.generic for result in found]),
+                cost=_crossed(bootstrap, costs),
+                unseen=_crossed(bootstrap, [result.unseen for result in found]),
+                seconds=_mean([result.seconds for result in found]),
+                **{key: _mean([result.figures.get(key) for result in found]) for key in PLAIN},
+            )
+        )
+    there = {result.found.run.experiment for result in results}
+    missing = [run.experiment for run in runs if run.experiment not in there]
+    return AblationTable(ablation, rows, results, bootstrap, missing)
+
+
+def _less(one: ByUser, other: ByUser) -> dict[str, float]:
+    """The difference for every user that is in both."""
+    return {user: one[user] - other[user] for user in one if user in other}
+
+
+def _crossed(bootstrap: Bootstrap, by_seed: Sequence[ByUser]) -> Estimate | None:
+    """The mean over users and seeds; a user need not occur under every seed."""
+    users = sorted({user for values in by_seed for user in values})
+    columns = [[values.get(user, np.nan) for user in users] for values in by_seed]
+    table = np.array(columns, dtype=np.float64).reshape(len(by_seed), len(users)).T
+    return bootstrap.crossed_mean(table)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None unless all are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _seconds(project: Project, run: AblationRun, method: str) -> float | None:
+    """What a run's log says, if it was trained here, at one go and not out of the cache."""
+    log = log_file(project, run.experiment)
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    found = re.findall(rf"^train@{re.escape(method)}: done in ([\d.]+) s$", text, re.M)
+    return float(found[0]) if len(found) == 1 and RESUMED not in text else None

@@ -1,0 +1,224 @@
+"""Row faults, suite faults, and the difference between bad data and a crashed check."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from prlhf.data import ROW_COLUMNS
+from prlhf.data.prompts import canonical_prompt
+from prlhf.ingest.columns import typed_rows
+from prlhf.validation.prepare import REASONS, ValidationResult, prepare, split
+from prlhf.validation.suite import Check, Validator
+
+Make = Callable[..., Any]
+
+
+def to_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(records)
+    frame["prompt"] = [
+        canonical_prompt(prompt) if isinstance(prompt, str) and prompt.strip() else None
+        for prompt in frame["prompt"]
+    ]
+    return typed_rows(frame.assign(row=range(1, len(frame) + 1), source="p.jsonl"))
+
+
+@pytest.fixture
+def validated(rules: Make, shares: Make) -> Callable[..., ValidationResult]:
+    """Validate records under the test's rules, with changes."""
+
+    def run(records: list[dict[str, Any]], **changes: Any) -> ValidationResult:
+        return prepare(
+            to_rows(records), name="p.jsonl", seed=7, rules=rules(**changes), shares=shares()
+        )
+
+    return run
+
+
+def quarantined(outcome: ValidationResult) -> dict[int, str]:
+    return dict(zip(outcome.quarantine["row"], outcome.quarantine["reason"], strict=True))
+
+
+def test_clean_data_pass(validated, pairs):
+    outcome = validated(pairs())
+    assert outcome.error is None
+    assert outcome.prepared is not None
+    assert outcome.quarantine.empty
+    assert tuple(outcome.quarantine.columns) == (*ROW_COLUMNS, "reason")
+    summary = outcome.summary
+    assert summary["success"]
+    assert summary["rows"] == {"ingested": 50, "usable": 50, "quarantined": 0}
+    assert summary["users"] == {"seen": 4, "unseen": 1}
+    assert summary["pairs"] == {"train": 24, "validation": 8, "test": 8, "unseen": 10}
+    assert summary["prompts"] == {"train": 6, "validation": 2, "test": 2}
+    assert set(summary["quarantined"]) == set(REASONS)
+    findings = [each for suite in summary["expectations"].values() for each in suite.values()]
+    assert len(findings) > 40
+    assert all(finding["success"] for finding in findings)
+    assert outcome.warnings == []
+
+
+BASE = {"user_id": "user0", "prompt": "Extra?", "chosen": "yes", "rejected": "no"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"user_id": None}, "missing_user"),
+        ({"user_id": " \t"}, "missing_user"),
+        ({"prompt": None}, "empty_prompt"),
+        ({"prompt": ""}, "empty_prompt"),
+        ({"chosen": None}, "empty_chosen"),
+        ({"chosen": "\n"}, "empty_chosen"),
+        ({"rejected": None}, "empty_rejected"),
+        ({"rejected": ""}, "empty_rejected"),
+        ({"chosen": "same", "rejected": "same"}, "chosen_equals_rejected"),
+        ({"chosen": "same", "rejected": "same\n"}, "chosen_equals_rejected"),
+        ({"chosen": "", "rejected": ""}, "empty_chosen"),
+        ({"prompt": "x" * 2001}, "prompt_too_long"),
+        ({"chosen": "x" * 100_000}, "response_too_long"),
+        ({"rejected": "x" * 1001}, "response_too_long"),
+        ({"weight": 0.0}, "bad_weight"),
+        ({"weight": -1.0}, "bad_weight"),
+        ({"weight": float("inf")}, "bad_weight"),
+        ({"weight": None}, "bad_weight"),
+        ({"user_id": "newcomer"}, "too_few_pairs"),
+    ],
+)
+def test_a_faulty_row_is_set_aside_with_its_reason(validated, pairs, change, reason):
+    good = [record | {"weight": 1.0} for record in pairs()]
+    outcome = validated([*good[:20], BASE | {"weight": 1.0} | change, *good[20:]])
+    assert outcome.error is None
+    assert quarantined(outcome) == {21: reason}
+    assert outcome.summary["rows"] == {"ingested": 51, "usable": 50, "quarantined": 1}
+    assert outcome.summary["quarantined"][reason] == 1
+    assert outcome.quarantine["source"].tolist() == ["p.jsonl"]
+
+
+def test_limits_are_met_exactly(validated, pairs):
+    full = BASE | {"prompt": "x" * 2000, "chosen": "y" * 1000, "rejected": "z" * 1000}
+    assert validated([*pairs(), full]).quarantine.empty
+
+
+def test_of_duplicates_the_first_is_kept(validated, pairs):
+    good = pairs()
+    outcome = validated([*good, good[3], good[4], good[3]])
+    assert quarantined(outcome) == dict.fromkeys((51, 52, 53), "duplicate")
+
+
+def test_of_contradictions_none_is_kept(validated, pairs):
+    good = pairs()
+    turned = good[3] | {"chosen": good[3]["rejected"], "rejected": good[3]["chosen"]}
+    by_another = good[13] | {"chosen": good[13]["rejected"], "rejected": good[13]["chosen"]}
+    outcome = validated([*good, turned, good[3], by_another | {"user_id": "user2"}])
+    assert quarantined(outcome) == dict.fromkeys((4, 51, 52), "contradiction")
+
+
+def test_a_faulty_twin_does_not_cost_the_sound_row(validated, pairs):
+    good = [record | {"weight": 1.0} for record in pairs()]
+    twin = good[3] | {"weight": 0.0}
+    turned = good[4] | {"chosen": good[4]["rejected"], "rejected": good[4]["chosen"], "weight": 0.0}
+    outcome = validated([twin, turned, *good])
+    assert quarantined(outcome) == {1: "bad_weight", 2: "bad_weight"}
+
+
+def test_pairs_are_counted_after_other_faults(validated, pairs):
+    few = [
+        {"user_id": "few", "prompt": f"Extra {n}?", "chosen": "yes", "rejected": "no"}
+        for n in range(3)
+    ]
+    assert validated([*pairs(), *few], min_pairs_per_user=3).quarantine.empty
+    few[1]["chosen"] = ""
+    outcome = validated([*pairs(), *few], min_pairs_per_user=3)
+    assert quarantined(outcome) == {51: "too_few_pairs", 52: "empty_chosen", 53: "too_few_pairs"}
+
+
+def test_too_many_faulty_rows_stop(validated, pairs):
+    bad = [BASE | {"chosen": "", "prompt": f"Bad {n}?"} for n in range(30)]
+    good = pairs()
+    outcome = validated([*good, *bad, good[0]], max_quarantined=0.3)
+    assert outcome.prepared is None
+    assert str(outcome.error) == (
+        "p.jsonl: 31 of 81 rows are unusable: 30 empty_chosen, 1 duplicate; "
+        "validate.max_quarantined allows a share of 0.3"
+    )
+    assert len(outcome.quarantine) == 31
+    assert not outcome.summary["success"]
+    assert validated([*good, *bad, good[0]], max_quarantined=31 / 81).error is None
+
+
+def test_too_few_users_stop(validated, pairs):
+    outcome = validated(pairs(users=3), min_users=4)
+    assert "at least 2 usable pairs (validate.min_pairs_per_user): 3;" in str(outcome.error)
+    assert "validate.min_users is 4" in str(outcome.error)
+    one = validated([BASE])
+    assert one.error is not None
+    assert len(one.error.lines()) == 1
+    assert quarantined(one) == {1: "too_few_pairs"}
+
+
+@pytest.mark.parametrize("name", ["user_id", "prompt", "chosen", "rejected"])
+def test_a_column_without_a_value_stops(validated, pairs, name):
+    outcome = validated([pair | {name: None} for pair in pairs()])
+    reason = "missing_user" if name == "user_id" else f"empty_{name}"
+    assert f"50 of 50 rows are unusable: 50 {reason}" in str(outcome.error)
+
+
+def test_too_few_prompts_stop(validated, pairs):
+    outcome = validated(pairs(prompts=2))
+    assert "2 distinct prompts are too few" in str(outcome.error)
+    assert outcome.prepared is None
+    assert outcome.summary["rows"]["usable"] == 10
+
+
+def test_labels_that_carry_nothing_but_length_are_warned_of(validated, pairs):
+    outcome = validated([pair | {"chosen": pair["chosen"] + " and more"} for pair in pairs()])
+    assert outcome.error is None
+    (warning,) = outcome.warnings
+    assert warning.startswith("the longer response is the chosen one in 100.0% of the pairs")
+    assert not outcome.summary["expectations"]["prepared"]["class_balance"]["success"]
+
+
+def test_leakage_is_found(validated, pairs, monkeypatch):
+    """A fault of the splitting itself, planted: the suite does not trust it."""
+
+    def leaky(rows: pd.DataFrame, **arguments: Any) -> Any:
+        prepared = split(rows, **arguments)
+        of_seen = prepared.pairs.index[prepared.pairs["split"] == "train"][0]
+        prepared.pairs.loc[of_seen, ["split", "prompt_split"]] = "test"
+        return prepared
+
+    monkeypatch.setattr("prlhf.validation.prepare.split", leaky)
+    outcome = validated(pairs())
+    assert "prompts are on more than one side of the split" in str(outcome.error)
+    assert outcome.prepared is None
+
+
+def test_the_summary_is_plain_and_the_same_every_time(validated, pairs):
+    records = [*pairs(), pairs()[0], BASE | {"chosen": ""}]
+    first, second = (json.dumps(validated(records).summary, allow_nan=False) for _ in range(2))
+    assert first == second
+    assert "/" not in first.replace("0/1", "")
+
+
+def test_a_crashed_check_is_no_verdict_on_the_data():
+    from great_expectations.expectations import ExpectColumnValuesToNotBeNull  # type: ignore[attr-defined]
+
+    frame = pd.DataFrame({"a": [1]})
+    check = Check("there", ExpectColumnValuesToNotBeNull(column="b"))
+    with pytest.raises(RuntimeError, match='the check there crashed: .*"b"'):
+        Validator().run("suite", frame, [check])
+
+
+def test_nothing_is_printed_or_warned(validated, pairs, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        validated([*pairs(), pairs()[0]])
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == ""
