@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
+from transformers import TrainerCallback
 
 from prlhf.data.prompts import canonical_prompt
 from prlhf.params import LoraParams, OptimizerParams, TrainParams
@@ -110,3 +112,18 @@ def sections(**changes: Any) -> tuple[TrainParams, OptimizerParams]:
     own = {name: value for name, value in changes.items() if name in TrainParams.model_fields}
     others = {name: value for name, value in changes.items() if name not in own}
     return train_params(**own), optimizer_params(**others)
+
+
+class KeepGradients(TrainerCallback):
+    """The gradients of the first step, after clipping."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        if not self.found:
+            self.found = {
+                name: p.grad.to_dense().clone()
+                for name, p in model.named_parameters()
+                if p.grad is not None
+            }

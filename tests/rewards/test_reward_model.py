@@ -12,12 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 import naive
 import prlhf.training.finetune as finetune_module
 from personal import assert_same_gradients, gradients, personalise
-from preferences import mirrored, optimizer_params, some_pairs
+from preferences import KeepGradients, mirrored, optimizer_params, some_pairs
 from prlhf.models.base import BaseModel
 from prlhf.models.user_model import Pretrained
 from prlhf.params import RewardTrainParams
@@ -154,21 +153,6 @@ def train(
     )
     trainer.train()
     return trainer
-
-
-class KeepGradients(TrainerCallback):
-    """The gradients of the first step, after clipping."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Tensor] = {}
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        if not self.found:
-            self.found = {
-                name: p.grad.to_dense().clone()
-                for name, p in model.named_parameters()
-                if p.grad is not None
-            }
 
 
 def test_accumulation_gives_the_gradient_of_one_large_batch(

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from personal import personalise
-from preferences import mirrored, optimizer_params, sections, some_pairs
+from preferences import KeepGradients, mirrored, optimizer_params, sections, some_pairs
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.callbacks import COLUMNS, training_curves
@@ -51,21 +51,6 @@ def train(
     )
     trainer.train()
     return trainer
-
-
-class KeepGradients(TrainerCallback):
-    """The gradients of the first step, after clipping."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Tensor] = {}
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        if not self.found:
-            self.found = {
-                name: p.grad.to_dense().clone()
-                for name, p in model.named_parameters()
-                if p.grad is not None
-            }
 
 
 @pytest.mark.parametrize("kind", ["individual", "cluster", "uniform"])

@@ -356,10 +356,10 @@ def _same_inputs(project: Project, commit: str, start: str) -> bool:
     lock = show(project, commit, "dvc.lock")
     stages: Any = YAML(typ="safe", pure=True).load(lock or "").get("stages", {}) if lock else {}
     outs = {out["path"] for stage in stages.values() for out in stage.get("outs", [])}
+    read = {dep["path"] for stage in stages.values() for dep in stage.get("deps", [])}
     read = {
         path
-        for stage in stages.values()
-        for path in [dep["path"] for dep in stage.get("deps", [])]
+        for path in read
         if not any(f"{path}/".startswith(f"{out}/") or out.startswith(f"{path}/") for out in outs)
     }
     # Data that DVC tracks have their hash beside them.
