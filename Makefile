@@ -10,7 +10,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast bench setup setup-dev setup-bench lint format lock clean
+.PHONY: help run test test-fast bench real-data setup setup-dev setup-bench lint format lock clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON), an interpreter of version 3.11 or newer):"
@@ -35,6 +35,10 @@ bench: setup-bench ## measure training, users and generation on models/base, and
 	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/python -m benchmarks.users
 	@$(BIN)/python -m benchmarks.generation
+
+real-data: setup ## measure P-DPO on people's choices in PRLHF_REAL_DATA, and write docs/results.md (hours)
+	@$(IN_VENV) dvc repro base_model
+	@$(BIN)/python -m benchmarks.real_data
 
 setup: $(VENV)/.installed ## install everything pinned into .venv
 

@@ -26,11 +26,11 @@ from benchmarks.models import load, vocabulary_of
 from benchmarks.page import bars, caption, number, publish, table, times
 from benchmarks.variants import personalised
 from benchmarks.workload import Shape, draw
-from prlhf.generation import decoding, sample
 from prlhf.infra.progress import say
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.report.svg import Drawing
+from prlhf.sampling import decoding, sample
 
 PROMPTS = Shape("prompts", 60, 1)
 NO_END = -1

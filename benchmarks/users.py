@@ -37,7 +37,7 @@ from prlhf.report.svg import Drawing
 from prlhf.training.dataset import PreferenceExample
 from prlhf.training.trainer import PDPOTrainer
 
-KINDS: dict[str, dict[str, Any]] = {"cluster": {"clusters": 2}, "individual": {}}
+KINDS: dict[str, dict[str, Any]] = {"cluster": {"clusters": 2}, "individual": {"clusters": 0}}
 PROMPT, RESPONSE, BATCH, STEPS = 8, 4, 4, 25
 COPIES = 3
 """The table itself and the two moments of its optimiser."""
@@ -112,11 +112,12 @@ def make(base: BaseModel, kind: str, users: int, steps: int, output: Path) -> Ca
     """A trainer whose pairs are of users drawn from all of them."""
     encoder = Encoder(base.tokenizer, PROMPT, RESPONSE)
     lm = PersonalizedLM(base, adapted(base), user_model(kind, users, base.hidden_size), encoder)
+    arguments = settings(base.device, BATCH, output / f"{kind}-{users}") | {"learning_rate": 1e-4}
     trainer = PDPOTrainer(
         lm,
         OBJECTIVE,
-        optimizer(lora_lr=1e-4, user_lr=1e-3),
-        arguments=TrainingArguments(**settings(base.device, BATCH, output / f"{kind}-{users}")),
+        optimizer(user_lr=1e-3),
+        arguments=TrainingArguments(**arguments),
         train_pairs=pairs_of(users, BATCH * steps, vocabulary_of(base)),
         eval_pairs=[],
     )
@@ -203,13 +204,12 @@ def only_its_rows(case: Case) -> None:
 
 
 def moments(case: Case) -> list[Tensor]:
-    """The optimiser's state of the table: both moments, [users + 1, D]."""
+    """The optimiser's state of the table: of each row its steps and both of its moments."""
     optimizer: Any = case.trainer.optimizer
     optimizer = getattr(optimizer, "optimizer", optimizer)
     for part in optimizer.optimizers:
         if case.table in part.state:
-            state = part.state[case.table]
-            return [state["exp_avg"], state["exp_avg_sq"]]
+            return list(part.state[case.table].values())
     raise Disagreement(f"{case.kind}: the optimiser holds no state for the users")
 
 

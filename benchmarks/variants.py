@@ -22,18 +22,21 @@ from prlhf.models.packing import Packed, Row, attention_mask, hidden_states, pac
 from prlhf.models.personalized import PersonalizedLM, Scores
 from prlhf.models.user_model import IndividualUserModel
 from prlhf.params import OptimizerParams, TrainParams
-from prlhf.training.dataset import (
-    PreferenceBatch,
-    PreferenceCollator,
-    PreferenceExample,
-    VisitedExamples,
-)
+from prlhf.training.dataset import PreferenceBatch, PreferenceCollator, PreferenceExample
 from prlhf.training.losses import PairLosses, pdpo_loss
+from prlhf.training.order import VisitedExamples
 from prlhf.training.trainer import PDPOTrainer
 
 BETA = 0.1
 OBJECTIVE = TrainParams(
-    alpha=0.5, beta=BETA, loss="sigmoid", label_smoothing=0.0, nll_coef=0.0, dpop_coef=0.0
+    alpha=0.5,
+    beta=BETA,
+    loss="sigmoid",
+    label_smoothing=0.0,
+    nll_coef=0.0,
+    dpop_coef=0.0,
+    trust_pairs=None,
+    start_from="models/base",
 )
 """P-DPO as in the paper, without the terms that guard the language."""
 
@@ -41,11 +44,11 @@ FROZEN = 1e-12
 """A learning rate below float32's resolution: steps cost what they cost, and change nothing."""
 
 
-def optimizer(*, lora_lr: float, user_lr: float) -> OptimizerParams:
+def optimizer(user_lr: float) -> OptimizerParams:
     """What the trainer reads of the section `optimizer`; its `TrainingArguments` say the rest."""
-    rates = {"lora_lr": lora_lr, "user_lr": user_lr}
-    read: dict[str, Any] = {**rates, "term_sampling": False, "length_bucketing": False}
-    return OptimizerParams.model_construct(**read)
+    rates = {"user_lr": user_lr, "weights_lr": user_lr}
+    order = {"user_balance": 0.0, "term_sampling": False, "length_bucketing": False}
+    return OptimizerParams.model_construct(**cast(Any, rates | order))
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def settings(device: torch.device, batch: int, output: Path) -> dict[str, Any]:
 
 def personalised(base: BaseModel, workload: Workload, encoder: Encoder) -> PersonalizedLM:
     """A model whose users are embeddings of the workload's plain tokens."""
-    users = IndividualUserModel([f"user {i}" for i in range(USERS)], USER_TOKENS, base.hidden_size)
+    names = [f"user {i}" for i in range(USERS)]
+    users = IndividualUserModel(names, USER_TOKENS, base.hidden_size, clusters=0)
     with torch.no_grad():
         ids = workload.user_tokens.to(base.device)
         embeddings = base.model.get_input_embeddings()(ids).float().cpu()
@@ -130,7 +134,7 @@ def our_variants(
         trainer = _Trainer(
             lm,
             OBJECTIVE,
-            optimizer(lora_lr=FROZEN, user_lr=FROZEN),
+            optimizer(user_lr=FROZEN),
             arguments=TrainingArguments(**settings(base.device, batch, output)),
             train_pairs=workload.pairs,
             eval_pairs=[],

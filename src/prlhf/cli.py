@@ -19,7 +19,7 @@ import click
 
 from prlhf import commands, launch
 from prlhf.commands import PATH, POSITIVE, Commands
-from prlhf.infra import signals
+from prlhf.infra import signals, tracking
 from prlhf.infra.errors import (
     EXIT_INTERRUPTED,
     EXIT_PIPE,
@@ -113,7 +113,8 @@ def run_stage(stage: Stage, method: str | None = None) -> None:
 
 def _run_here(stage: Stage, params: Params, method: str | None) -> None:
     module = importlib.import_module(f"prlhf.stages.{stage.name}")
-    module.run(**stage_arguments(module, params, method))
+    with tracking.reporting_to(params.track.report_to, params.track.project):
+        module.run(**stage_arguments(module, params, method))
 
 
 def stage_arguments(module: ModuleType, params: Params, method: str | None) -> dict[str, Any]:
@@ -224,6 +225,37 @@ def simulate(
     sampling.run(dataset, base=base, prompts=source, out=out, seed=seed, keep=keep)
 
 
+@click.command(short_help="Send a trained model to the Hugging Face hub.")
+@click.argument("model")
+@click.option("--repo", required=True, metavar="ORG/NAME", help="Where it goes; made if missing.")
+@click.option("--public/--private", help="Who may see a new repository.  [default: private]")
+@click.option("--revision", metavar="BRANCH", help="Branch to send it to.  [default: main]")
+@click.option("--with-user-ids", is_flag=True, help="Send users' ids and embeddings as well.")
+@click.option("--dry-run", is_flag=True, help="Send nothing: show what would be sent.")
+def push(
+    model: str, repo: str, public: bool, revision: str | None, with_user_ids: bool, dry_run: bool
+) -> None:
+    """Send MODEL (a method, or reward_METHOD) to a repository on the Hugging Face hub.
+
+    The repository gets the content of models/MODEL, with the figures of the last evaluation in its
+    model card. Users' ids are personal data, and so is what was learned of each user: without
+    --with-user-ids both stay here, and what is sent serves everybody as the generic user.
+    """
+    from prlhf.project import push as hub
+
+    hub.require_repo(repo)
+    with hub.parcel(model, repo, user_ids=with_user_ids) as (directory, note):
+        if note:
+            say(f"push: {note}")
+        if dry_run:
+            for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+                click.echo(f"{path.stat().st_size:>12,}  {path.relative_to(directory).as_posix()}")
+            click.echo(f"\n{(directory / 'README.md').read_text(encoding='utf-8').rstrip()}")
+            return
+        url = hub.send(directory, repo, public=public, revision=revision)
+    click.echo(f"push: {model} is at {url}")
+
+
 for _command in (
     *map(_stage_command, STAGES),
     join,
@@ -233,6 +265,7 @@ for _command in (
     commands.params_file,
     commands.lock,
     commands.data,
+    push,
     simulate,
 ):
     app.add_command(_command)

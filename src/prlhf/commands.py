@@ -177,7 +177,7 @@ def ablate(
         rows = []
         for each in map(ablations.read, ablations.names()):
             settings = ", ".join(setting.name for setting in each.settings)
-            runs = len(each.settings) * len(each.seeds)
+            runs = len(each.settings) * len({*each.seeds, *each.fresh})
             rows.append((each.name, f"{each.title}: {settings} ({runs} runs)"))
         _print_columns(rows)
         return
@@ -196,7 +196,7 @@ def ablate(
 def _report_ablation(project: Project, ablation: Ablation, all_runs: Sequence[AblationRun]) -> None:
     """Print an ablation's table; write it if it is complete."""
     from prlhf.infra.io import write_json, write_text
-    from prlhf.metrics.bootstrap import Bootstrap
+    from prlhf.metrics.intervals import Intervals
     from prlhf.params import load
     from prlhf.project import ablation_page, ablation_results, ablation_runs
 
@@ -207,9 +207,8 @@ def _report_ablation(project: Project, ablation: Ablation, all_runs: Sequence[Ab
     if not found:
         say(f"{ablation.name}: no runs to compare")
         return
-    params = load()
-    bootstrap = Bootstrap(params.seed, params.evaluate.bootstrap, params.evaluate.confidence)
-    table = ablation_results.tabulate(ablation, all_runs, found, bootstrap)
+    intervals = Intervals(load().evaluate.confidence)
+    table = ablation_results.tabulate(ablation, all_runs, found, intervals)
     click.echo(ablation_page.text(table))
     if table.missing:
         missing = f"{len(table.missing)} of {len(all_runs)} runs missing"

@@ -1,63 +1,24 @@
-"""Answers to prompts: who is asked what, and batched, KV-cached sampling for any mix of users."""
+"""Answers to prompts: who is asked what, and batched answers for any mix of users."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from prlhf.data import GENERIC
 from prlhf.data.prompts import PromptError, canonical_prompt, prompt_id
-from prlhf.infra import distributed
 from prlhf.infra.errors import UserError
-from prlhf.infra.progress import Progress
 from prlhf.ingest.files import read_lines, read_values
-from prlhf.models.base import require_positions
 from prlhf.models.personalized import PersonalizedLM, Prompt
+from prlhf.sampling import Completion, decoding, sample
 
 FIELD: Final = "prompt"
 KEY: Final = "params.yaml: generate.prompts_path"
 FORMATS: Final = (".json", ".jsonl", ".parquet", ".txt")
-
-
-@dataclass(frozen=True)
-class Completion:
-    """Generated token ids without the end-of-sequence token; `finished` if that token came."""
-
-    ids: list[int]
-    finished: bool
-
-
-# -- sampling ------------------------------------------------------------------------------------
-
-
-def decoding(
-    eos: int,
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    no_repeat_ngram: int = 0,
-) -> GenerationConfig:
-    """How to decode up to the token `eos`. Temperature 0 is greedy, and ignores `top_p`."""
-    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram_size=no_repeat_ngram,
-        eos_token_id=eos,
-        # Fills finished rows and never reaches the output.
-        pad_token_id=eos,
-        use_cache=True,
-        **drawn,
-    )
 
 
 def generate(
@@ -151,82 +112,6 @@ def complete(
         )
         done.update(zip(served, completions, strict=True))
     return [done[i] for i in range(len(requests))]
-
-
-@torch.no_grad()
-def sample(
-    model: PreTrainedModel,
-    lengths: Sequence[int],
-    prefix: Callable[[int], Tensor],
-    *,
-    config: GenerationConfig,
-    seed: int,
-    batch_size: int,
-    label: str,
-) -> list[Completion]:
-    """Continue each prefix once.
-
-    Rows are batched by length (stable order), left-padded and decoded together with a KV cache.
-    The result depends on `seed`, the rows and `batch_size`, but not on the global random state or
-    on the number of processes that divide the batches: each batch has its own seed.
-
-    Args:
-        model: the language model (possibly with adapters), in eval mode.
-        lengths: tokens in each prefix.
-        prefix: `prefix(i)` gives row i's input embeddings, float [lengths[i], d].
-        config: how to decode (`decoding`).
-        seed: seed of the sampling.
-        batch_size: rows decoded together.
-        label: shown with the progress.
-
-    Returns:
-        One completion per row, in the order given.
-
-    Raises:
-        UserError: the longest prefix and its answer need more positions than the model has.
-    """
-    require_positions(
-        model,
-        max(lengths, default=0) + config.max_new_tokens,
-        "a prompt and its answer",
-        fix="lower generate.max_new_tokens or tokens.max_prompt",
-    )
-    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    first = {rows[0]: number * batch_size for number, rows in enumerate(batches)}
-    eos = config.eos_token_id
-    done: dict[int, Completion] = {}
-    with (
-        torch.random.fork_rng([model.device.index or 0] if model.device.type == "cuda" else []),
-        Progress(total=len(order), label=label, unit="texts") as progress,
-    ):
-        for turn in distributed.turns(batches):
-            torch.manual_seed(seed + first[turn.rows[0]])
-            embeds, mask = _left_pad([prefix(row) for row in turn.rows])
-            output = model.generate(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                generation_config=config,
-                synced_gpus=distributed.sharded(),
-            )
-            if turn.own:
-                for row, ids in zip(turn.rows, output.tolist(), strict=True):
-                    end = ids.index(eos) if eos in ids else None
-                    done[row] = Completion(ids[:end], finished=end is not None)
-            progress.advance(turn.together)
-    done = distributed.gather(done)
-    return [done[row] for row in range(len(lengths))]
-
-
-def _left_pad(prefixes: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, L, d] and attention mask [B, L] with the padding on the left."""
-    longest, first = max(map(len, prefixes)), prefixes[0]
-    embeds = first.new_zeros(len(prefixes), longest, first.shape[1])
-    mask = torch.zeros(len(prefixes), longest, dtype=torch.long, device=first.device)
-    for row, prefix in enumerate(prefixes):
-        embeds[row, longest - len(prefix) :] = prefix
-        mask[row, longest - len(prefix) :] = 1
-    return embeds, mask
 
 
 # -- what to answer ------------------------------------------------------------------------------

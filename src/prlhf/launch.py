@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
@@ -43,6 +43,7 @@ GRACE = 5  # seconds that the other processes have to end after one failed
 PORT = 29500  # where machine 0 listens, unless MASTER_PORT says otherwise
 _POLL = 0.2  # seconds between two looks at something that is waited for
 _DOCS = "docs/distributed.md has examples"
+_ALIKE = "run the same on all machines, or `prlhf join` on all but machine 0"
 _RUN = "prlhf/run"
 
 
@@ -66,13 +67,21 @@ def run(label: str, command: Sequence[str], launch: LaunchParams) -> None:
         if place and place.machine == 0:
             stack.enter_context(announced(label, command, launch.machines, place))
         elif place:
-            say(f"{label}: waiting for machine 0 at {place}")
-            found = next_run(place, None, None)
-            if found is None or found["command"] != list(command):
-                problem = f"machine 0 runs {found['label'] if found else 'nothing'}"
-                fix = "run the same on all machines, or `prlhf join` on all but machine 0"
-                raise UserError(problem, where=label, fix=fix)
+            _wait(label, command, place)
         _start(label, command, launch, place)
+
+
+def _wait(label: str, command: Sequence[str], place: Place) -> None:
+    """On another machine: wait until machine 0 runs the same command; `UserError` if another."""
+    say(f"{label}: waiting for machine 0 at {place}")
+
+    def refusal(asked: list[str]) -> str:
+        return "" if asked == list(command) else f"runs {label}"
+
+    found = next_run(place, None, None, refusal)
+    if found is None or refusal(found["command"]):
+        problem = f"machine 0 runs {found['label'] if found else 'nothing'}"
+        raise UserError(problem, where=label, fix=_ALIKE)
 
 
 def _start(label: str, command: Sequence[str], launch: LaunchParams, place: Place | None) -> None:
@@ -296,7 +305,7 @@ def announced(label: str, command: Sequence[str], machines: int, place: Place) -
         place: where this machine listens while the context lasts.
 
     Raises:
-        UserError: it cannot listen there.
+        UserError: it cannot listen there, or another machine is there for something else.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
@@ -314,16 +323,23 @@ def announced(label: str, command: Sequence[str], machines: int, place: Place) -
     say(f"{label}: waiting for {len(others)} more machine{'s'[: len(others) - 1]} at {place}")
     while not store.check(others):
         time.sleep(_POLL)
+    for machine, key in enumerate(others, 1):
+        if refusal := store.get(key).decode():
+            raise UserError(f"machine {machine} {refusal}", where=label, fix=_ALIKE)
     yield
 
 
-def next_run(place: Place, last: str | None, patience: float | None) -> dict[str, Any] | None:
+def next_run(
+    place: Place, last: str | None, patience: float | None, refusal: Callable[[list[str]], str]
+) -> dict[str, Any] | None:
     """On another machine: what machine 0 runs next, as soon as it runs something.
 
     Args:
         place: this machine, and where machine 0 listens.
         last: the id of the run that this machine last took part in.
         patience: seconds to wait at most; None to wait for ever.
+        refusal: why this machine takes no part in a command, as machine 0 is told; empty if it
+            does.
 
     Returns:
         Its `run` (an id), `label` and `command`; None if nothing came.
@@ -340,7 +356,7 @@ def next_run(place: Place, last: str | None, patience: float | None) -> dict[str
             if store.check([_RUN]):
                 found: dict[str, Any] = json.loads(store.get(_RUN))
                 if found["run"] != last:
-                    store.set(f"{_RUN}/{place.machine}", "here")
+                    store.set(f"{_RUN}/{place.machine}", refusal(found["command"]))
                     return found
         time.sleep(_POLL)
     return None
@@ -359,11 +375,13 @@ def follow(place: Place, patience: float | None) -> None:
 
     last = None
     say(f"join: waiting for machine 0 at {place}")
-    while (found := next_run(place, last, patience)) is not None:
+    while (found := next_run(place, last, patience, _refusal)) is not None:
         last, label = found["run"], found["label"]
         say(f"join: {label}: started")
         try:
-            _start(label, _checked(found["command"]), load().launch, place)
+            if refusal := _refusal(found["command"]):
+                raise UserError(f"this machine {refusal}", where="prlhf join")
+            _start(label, found["command"], load().launch, place)
             say(f"join: {label}: done")
         except UserError as error:
             for line in error.lines():
@@ -372,9 +390,8 @@ def follow(place: Place, patience: float | None) -> None:
             continue
 
 
-def _checked(command: list[str]) -> list[str]:
-    """A command from the network: only a stage may be run."""
+def _refusal(command: list[str]) -> str:
+    """Why a command from the network is not run: only a stage may be."""
     method = command[2] if len(command) == 3 else None
-    if command not in [stage.arguments(method) for stage in STAGES if stage.shared]:
-        raise UserError(f"machine 0 asks for {command}, which is no stage", where="prlhf join")
-    return command
+    stages = [stage.arguments(method) for stage in STAGES if stage.shared]
+    return "" if command in stages else f"is asked for {command}, which is no stage"

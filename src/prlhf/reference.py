@@ -3,31 +3,45 @@
 Users share prompts and responses, so the pass runs over distinct (prompt, response), with several
 responses packed behind a prompt, and not over pairs. If the reference reads users' texts, too, the
 same prompt with another text in front of it counts as another prompt.
+
+What is computed together decides how results are rounded. Batches are therefore divided by content:
+a new row changes the batch of its prompt and leaves the others as they are, to the last bit. So a
+batch that an earlier pass computed need not be computed again, and the results do not tell.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Final, NamedTuple
 
 import pandas as pd
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from prlhf.data import GENERIC
-from prlhf.data.reference import Reference, text_key
+from prlhf.data.ids import content_hash
+from prlhf.data.reference import Scored, save_reference, text_key
 from prlhf.infra import distributed
-from prlhf.infra.io import atomic_path
-from prlhf.infra.progress import say
+from prlhf.infra.cache import ResultCache
+from prlhf.infra.progress import Progress, say
 from prlhf.models.base import Encoder
-from prlhf.models.packing import Row
-from prlhf.models.personalized import PersonalizedLM, Scores
+from prlhf.models.packing import MAX_POSITIONS, MAX_ROWS, Row, bounded
+from prlhf.models.personalized import PersonalizedLM
 
-PART = 2**12
-"""Prompts scored and kept together; a killed pass goes on after the last complete part."""
+CHUNK: Final = 64
+"""Batches that are encoded, divided among the processes and kept together."""
 
-Request = tuple[str, str | None, list[str]]
-"""A prompt, the user's text in front of it, and the responses to score."""
+
+class Request(NamedTuple):
+    """A prompt, the user's text in front of it (None for none), and responses to score."""
+
+    prompt: str
+    text: str | None
+    responses: list[str]
+
+
+Batch = list[Request]
 
 
 def distinct_texts(tables: Iterable[pd.DataFrame], reading: Encoder | None = None) -> list[Request]:
@@ -43,96 +57,150 @@ def distinct_texts(tables: Iterable[pd.DataFrame], reading: Encoder | None = Non
             for prompt, text, response in zip(table["prompt"], texts, table[side], strict=True):
                 if text is not None:
                     found.setdefault((prompt, text), set()).add(response)
-    return [(prompt, text or None, sorted(found[prompt, text])) for prompt, text in sorted(found)]
+    return [
+        Request(prompt, text or None, sorted(found[prompt, text])) for prompt, text in sorted(found)
+    ]
+
+
+def plan_batches(requests: Iterable[Request], encoder: Encoder) -> list[Batch]:
+    """Batches of requests of similar length, such that a change of one leaves most as they are.
+
+    Within a class of lengths, requests are split in two by the next bit of a hash of their prompt
+    until each part fits into a batch: whether a batch stays one depends on what is in it alone. A
+    request of many responses is several. The longest come first, so that running out of memory
+    shows at once.
+    """
+    classes: dict[int, list[tuple[int, int, Request]]] = defaultdict(list)
+    for prompt, text, responses in requests:
+        rest = iter(responses)
+        row = _encoded(Request(prompt, text, responses), encoder)
+        for number, part in enumerate(bounded([row])):
+            request = Request(prompt, text, [next(rest) for _ in part.responses])
+            length = part.length(0)
+            place = int(content_hash(prompt, text or "", str(number)), 16)
+            # Four classes from one power of two to the next.
+            scale = 1 << max(length.bit_length() - 3, 0)
+            classes[length // scale * scale].append((place, length, request))
+    return list(
+        chain.from_iterable(
+            _split(sorted(classes[least], key=lambda each: each[0]), 63)
+            for least in sorted(classes, reverse=True)
+        )
+    )
+
+
+def _split(requests: list[tuple[int, int, Request]], bit: int) -> Iterator[Batch]:
+    """Divide requests of one class, (place, length, request), by the places' bits from `bit` on."""
+    rows, longest = len(requests), max(length for _, length, _ in requests)
+    if rows == 1 or (rows <= MAX_ROWS and rows * longest <= MAX_POSITIONS):
+        yield [request for _, _, request in requests]
+        return
+    ones = [each for each in requests if each[0] >> bit & 1]
+    zeros = [each for each in requests if not each[0] >> bit & 1]
+    for half in (zeros, ones):
+        if half:
+            yield from _split(half, bit - 1)
 
 
 def reference_pass(
     lm: PersonalizedLM,
     tables: Sequence[pd.DataFrame],
+    directory: Path,
     reading: Encoder | None = None,
     *,
-    parts: Path | None = None,
-) -> Reference:
+    features: bool = True,
+    cache: ResultCache | None = None,
+) -> None:
     """Score every distinct response in the prepared tables under the reference model.
 
     Args:
         lm: `PersonalizedLM.reference(...)`.
         tables: prepared splits, with columns prompt, chosen, rejected, and user_text if it is read.
+        directory: an existing one, for the results; the main process writes them.
         reading: encodes prompts with their users' texts, to score responses to those as well; None
             if the reference reads no user texts.
-        parts: a directory for intermediate results of this pass, from which a killed pass goes on;
-            None to keep nothing.
+        features: whether features are wanted, of responses to prompts without a user's text.
+        cache: results of earlier passes of this model under these limits, to which those of this
+            pass are added as they come; so a killed pass goes on where it was. None for none.
     """
-    requests = distinct_texts(tables)
-    scores = _score(lm, lm.encoder, requests, "reference", parts, features=True)
-    assert scores.features is not None
-    keys = _keys(requests)
-    reference = Reference(
-        logps=dict(zip(keys, scores.logps.tolist(), strict=True)),
-        tokens=dict(zip(keys, scores.tokens.tolist(), strict=True)),
-        features=scores.features,
-        rows={key: i for i, key in enumerate(keys)},
-    )
+    plain = plan_batches(distinct_texts(tables), lm.encoder)
+    parts = _score(lm, lm.encoder, plain, "reference", features, cache)
     if reading is not None:
-        requests = distinct_texts(tables, reading)
-        scores = _score(lm, reading, requests, "reference, with user texts", parts)
-        keys = _keys(requests)
-        reference.logps.update(zip(keys, scores.logps.tolist(), strict=True))
-        reference.tokens.update(zip(keys, scores.tokens.tolist(), strict=True))
-    return reference
-
-
-def _keys(requests: Sequence[Request]) -> list[str]:
-    return [text_key(prompt, r, text) for prompt, text, responses in requests for r in responses]
+        behind = plan_batches(distinct_texts(tables, reading), reading)
+        label = "reference, with user texts"
+        parts = chain(parts, _score(lm, reading, behind, label, False, cache))
+    if distributed.is_main():
+        save_reference(
+            directory,
+            parts,
+            texts=sum(len(request.responses) for batch in plain for request in batch),
+            width=lm.base.hidden_size if features else None,
+        )
+        if cache is not None:
+            cache.trim()
+    else:
+        for _ in parts:
+            pass
 
 
 def _score(
     lm: PersonalizedLM,
     encoder: Encoder,
-    requests: Sequence[Request],
+    batches: Sequence[Batch],
     label: str,
-    parts: Path | None,
-    *,
-    features: bool = False,
-) -> Scores:
-    """Scores of all responses in order, without computing again what is kept in `parts`."""
-    done = []
-    starts = range(0, len(requests), PART)
-    for number, start in enumerate(starts, 1):
-        part = requests[start : start + PART]
-        named = label if len(starts) == 1 else f"{label}, part {number} of {len(starts)}"
-        file = None if parts is None else parts / f"{label}-{number}.safetensors"
-        if file is not None and distributed.broadcast(file.exists()):
-            say(f"{named}: already done")
-            done.append(_load(file, part, lm.base.hidden_size if features else None))
-            continue
-        rows = [
-            Row(GENERIC, encoder.prompt(prompt, text), [encoder.response(r) for r in responses])
-            for prompt, text, responses in part
-        ]
-        done.append(lm.score(rows, label=named, features=features))
-        if file is not None and distributed.is_main():
-            _save(done[-1], file)
-    return Scores(
-        torch.cat([torch.zeros(0), *(part.logps for part in done)]),
-        torch.cat([torch.zeros(0, dtype=torch.long), *(part.tokens for part in done)]),
-        torch.cat([cast(Tensor, part.features) for part in done]) if features else None,
-    )
+    features: bool,
+    cache: ResultCache | None,
+) -> Iterator[Scored]:
+    """Results of the batches, in order; in processes other than the main one, of nothing."""
+    main = distributed.is_main()
+    keys = [_key(batch) for batch in batches]
+    total = sum(map(len, batches))
+    if main and cache is not None:
+        known = sum(len(batch) for key, batch in zip(keys, batches, strict=True) if key in cache)
+        total -= known
+        if known:
+            say(f"{label}: {known} of {known + total} rows are known from an earlier pass")
+    with Progress(total, label, "rows") as progress:
+        for start in range(0, len(batches), CHUNK):
+            part = slice(start, start + CHUNK)
+            chunk = dict(zip(keys[part], batches[part], strict=True))
+            found = _kept(cache, chunk, features) if main and cache is not None else {}
+            missing = distributed.broadcast([key for key in chunk if key not in found])
+            rows = [_encoded(request, encoder) for key in missing for request in chunk[key]]
+            places = iter(range(len(rows)))
+            dealt = [[next(places) for _ in chunk[key]] for key in missing]
+            responses = [sum(len(rows[i].responses) for i in each) for each in dealt]
+            turns = lm.deal(rows, dealt, progress)
+            scores = lm.collect(turns, sum(responses), features=features)
+            if not main:
+                continue
+            computed = {"logps": scores.logps.split(responses)}
+            if scores.features is not None:
+                computed["features"] = scores.features.split(responses)
+            for place, key in enumerate(missing):
+                found[key] = {name: each[place] for name, each in computed.items()}
+                if cache is not None:
+                    cache.put(key, save(found[key]))
+            for key, batch in chunk.items():
+                texts = [text_key(r.prompt, each, r.text) for r in batch for each in r.responses]
+                yield Scored(
+                    texts, found[key]["logps"], found[key]["features"] if features else None
+                )
 
 
-def _save(scores: Scores, file: Path) -> None:
-    tensors = {"logps": scores.logps, "tokens": scores.tokens, "features": scores.features}
-    with atomic_path(file) as partial:
-        save_file({name: t for name, t in tensors.items() if t is not None}, str(partial))
+def _key(batch: Batch) -> str:
+    """Name of a batch's results, by all that is in it."""
+    counted = ((r.prompt, r.text or "", str(len(r.responses)), *r.responses) for r in batch)
+    return content_hash(*chain.from_iterable(counted))
 
 
-def _load(file: Path, requests: Sequence[Request], dim: int | None) -> Scores:
-    """What `_save` wrote; the main process reads it and sends it to the others."""
-    count = sum(len(responses) for _, _, responses in requests)
-    logps, tokens = torch.zeros(count), torch.zeros(count, dtype=torch.long)
-    features = None if dim is None else torch.zeros(count, dim)
-    if distributed.is_main():
-        kept = load_file(str(file))
-        logps, tokens, features = kept["logps"], kept["tokens"], kept.get("features")
-    distributed.all_reduce_sum_(logps, tokens, features)
-    return Scores(logps, tokens, features)
+def _kept(cache: ResultCache, keys: Iterable[str], features: bool) -> dict[str, dict[str, Tensor]]:
+    """The results in the cache, by key; those that lack features that are wanted do not count."""
+    entries = ((key, cache.get(key)) for key in keys)
+    kept = {key: load(entry) for key, entry in entries if entry is not None}
+    return {key: each for key, each in kept.items() if "features" in each or not features}
+
+
+def _encoded(request: Request, encoder: Encoder) -> Row:
+    prompt = encoder.prompt(request.prompt, request.text)
+    return Row(GENERIC, prompt, [encoder.response(each) for each in request.responses])

@@ -27,13 +27,15 @@ def score_pairs(
     reference: dict[str, float],
     name: str,
     *,
+    validation: pd.DataFrame | None = None,
     reference_text: bool = False,
 ) -> pd.DataFrame:
     """Implicit-reward margins of held-out pairs.
 
-    Pairs of seen users are scored as the user and as the generic user, pairs of unseen users as the
-    generic user. If the model reads users' texts, it does so in all cases: the generic user is
-    `u_0 = (u_text, generic id)`. Each distinct (user, text, prompt, response) is computed once.
+    Pairs of seen users are scored as the user and, but for those of validation, as the generic
+    user, pairs of unseen users as the generic user. If the model reads users' texts, it does so in
+    all cases: the generic user is `u_0 = (u_text, generic id)`. Each distinct (user, text, prompt,
+    response) is computed once.
 
     Args:
         lm: the trained model.
@@ -41,6 +43,7 @@ def score_pairs(
         unseen: held-out pairs of unseen users.
         reference: log pi_ref by text key, nats.
         name: of the method, shown with the progress.
+        validation: pairs of seen users that settings are chosen by, and not reported on.
         reference_text: whether pi_ref reads users' texts, too.
 
     Returns:
@@ -52,6 +55,9 @@ def score_pairs(
         test.assign(split="test", condition="generic", scored_as=GENERIC),
         unseen.assign(split="unseen", condition="generic", scored_as=GENERIC),
     ]
+    if validation is not None:
+        index = validation["user_index"]
+        parts.append(validation.assign(split="validation", condition="user", scored_as=index))
     pairs = pd.concat(parts, ignore_index=True)
     if not lm.user_model.tells_apart:
         pairs["scored_as"] = GENERIC
@@ -84,18 +90,18 @@ def _logps(
             texts.setdefault((user, prompt, own), set()).add(response)
     conditions = [(key, sorted(texts[key])) for key in sorted(texts)]
     encode = lm.encoder
-    rows = [
+    rows = (
         Row(user, encode.prompt(prompt, own or None), [encode.response(r) for r in responses])
         for (user, prompt, own), responses in conditions
-    ]
-    scores = lm.score(rows, label=f"score {name}: pairs")
+    )
+    scores = lm.score(rows, label=f"score {name}: pairs", total=len(conditions))
     keys = [(*condition, text) for condition, responses in conditions for text in responses]
     return dict(zip(keys, scores.logps.tolist(), strict=True))
 
 
 def score_generations(
     base: PersonalizedLM, generated: pd.DataFrame, name: str
-) -> tuple[pd.DataFrame, Tensor]:
+) -> tuple[pd.DataFrame, Tensor | None]:
     """Negative log-likelihood and features of generated texts under the base model, in one pass.
 
     The likelihood leaves the end-of-sequence token out, which says something about length but not
@@ -107,16 +113,16 @@ def score_generations(
         name: of the method, shown with the progress.
 
     Returns:
-        Columns generation_id, nll (nats, summed over tokens), tokens; and the mean last hidden
-        state of each text, float32 [N, d].
+        Columns generation_id, nll (nats, summed over tokens), tokens; and, in the main process, the
+        mean last hidden state of each text, float16 [N, d].
     """
-    rows = [
+    rows = (
         Row(GENERIC, base.encoder.prompt(prompt), [[*base.encoder.text(text), base.encoder.eos]])
         for prompt, text in zip(generated["prompt"], generated["text"], strict=True)
-    ]
-    scores = base.score(rows, label=f"score {name}: answers", features=True)
+    )
+    label = f"score {name}: answers"
+    scores = base.score(rows, label=label, total=len(generated), features=True)
     assert scores.last is not None
-    assert scores.features is not None
     table = pd.DataFrame(
         {
             "generation_id": generated["generation_id"].to_numpy(),

@@ -1,10 +1,10 @@
 """`prlhf simulate`: sample the responses behind the built-in data sets from a base model.
 
 This follows the paper's synthetic tasks on a small scale: the base model answers every prompt under
-opposed instructions (a system message and two worked examples). Users of the built-in data sets
-prefer one kind of answer, and P-DPO has to find out which from their choices alone, because it does
-not see the instruction. Only answers that ended by themselves and satisfy their recipe are kept, so
-none is cut off.
+opposed instructions (a system message and, for most, worked examples). Users of the built-in data
+sets prefer one kind of answer, and P-DPO has to find out which from their choices alone, because it
+does not see the instruction. Only answers that ended by themselves and satisfy their recipe are
+kept, so none is cut off.
 """
 
 import gzip
@@ -15,11 +15,11 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from prlhf.generation import decoding, sample
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import atomic_path
 from prlhf.infra.progress import say
 from prlhf.models.base import BaseModel, encode_messages, load_base
+from prlhf.sampling import decoding, sample
 from prlhf.tasks import Recipe, built_in_tasks
 
 TEMPERATURE: Final = 0.7

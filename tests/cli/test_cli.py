@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from prlhf import cli
+from prlhf.infra import tracking
 from prlhf.infra.errors import UserError, UserErrors
 from prlhf.infra.signals import Terminated
 from prlhf.params import load
@@ -115,6 +116,20 @@ def test_no_arguments_show_the_help(capsys):
 def test_every_stage_has_help_of_its_own(name, capsys):
     assert cli.execute([name, "--help"]) == 0
     assert "Writes" in capsys.readouterr().out
+
+
+def test_training_reports_to_the_trackers_of_the_parameters(stage, workplace, capsys, monkeypatch):
+    def run(seed, name):
+        tracking.tracking_callbacks("a run")
+
+    stage("train", run, "seed")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.execute(["train", "--method", "pdpo"]) == 0
+    params = workplace / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    params.write_text(text.replace("report_to: []", "report_to: [wandb]"), encoding="utf-8")
+    assert cli.execute(["train", "--method", "pdpo"]) == 2
+    assert "error: params.yaml: track.report_to: wandb is not installed" in capsys.readouterr().err
 
 
 def test_a_stage_gets_its_sections_and_no_others(stage, workplace, capsys):

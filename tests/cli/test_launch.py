@@ -4,7 +4,10 @@ import json
 import re
 import signal
 import socket
+import threading
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -14,7 +17,7 @@ import pytest
 from prlhf import cli, launch
 from prlhf.infra.errors import EXIT_TERMINATED, UserError
 from prlhf.infra.signals import Terminated
-from prlhf.launch import PORT, Ending, Place, next_run
+from prlhf.launch import PORT, Ending, Place, announced, next_run
 from prlhf.params import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,7 +185,7 @@ def test_what_is_missing_is_named(variables, problem):
     ],
 )
 def test_machine_0_may_ask_for_stages(command):
-    assert launch._checked(command) == command
+    assert not launch._refusal(command)
 
 
 @pytest.mark.parametrize(
@@ -196,14 +199,14 @@ def test_machine_0_may_ask_for_stages(command):
     ],
 )
 def test_machine_0_may_ask_for_nothing_else(command):
-    with pytest.raises(UserError, match="which is no stage"):
-        launch._checked(command)
+    assert launch._refusal(command) == f"is asked for {command}, which is no stage"
 
 
 @pytest.fixture
 def set_launch(tmp_path, monkeypatch):
     """Change `launch` in a copy of params.yaml, with room for two processes to a batch."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace("  batch_size: auto ", "  batch_size: 4 ")
     text = text.replace("micro_batch_size: 4 ", "micro_batch_size: 2 ")
     monkeypatch.chdir(tmp_path)
 
@@ -218,8 +221,50 @@ def set_launch(tmp_path, monkeypatch):
 def test_a_machine_waits_in_silence(capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    assert next_run(Place(1, "127.0.0.1", port), None, 0.3) is None
+    assert next_run(Place(1, "127.0.0.1", port), None, 0.3, launch._refusal) is None
     assert capfd.readouterr() == ("", "")
+
+
+def meet(other: Callable[[Place], None]) -> list[str]:
+    """What machine 0, which runs `reference`, and machine 1, which does `other`, complain of."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    place = Place(1, "127.0.0.1", port)
+    said: dict[int, str] = {}
+
+    def lead() -> None:
+        try:
+            with announced("reference", ["reference"], 2, replace(place, machine=0)):
+                pass
+        except UserError as error:
+            said[0] = str(error)
+
+    leader = threading.Thread(target=lead, daemon=True)
+    leader.start()
+    try:
+        other(place)
+    except UserError as error:
+        said[1] = str(error)
+    leader.join(60)
+    assert not leader.is_alive()
+    return [said.get(machine, "") for machine in (0, 1)]
+
+
+def test_machines_that_run_the_same_meet():
+    assert meet(lambda place: launch._wait("reference", ["reference"], place)) == ["", ""]
+    assert meet(lambda place: next_run(place, None, None, launch._refusal)) == ["", ""]
+
+
+def test_machines_that_run_different_things_part():
+    """At once: neither waits for the other in torch's rendezvous."""
+    train = ["train", "--method", "dpo"]
+    fix = "(run the same on all machines, or `prlhf join` on all but machine 0)"
+    assert meet(lambda place: launch._wait("train@dpo", train, place)) == [
+        f"reference: machine 1 runs train@dpo {fix}",
+        f"train@dpo: machine 0 runs reference {fix}",
+    ]
+    refused = meet(lambda place: next_run(place, None, None, lambda command: "is busy"))
+    assert refused == [f"reference: machine 1 is busy {fix}", ""]
 
 
 def test_processes_share_a_batch_evenly(set_launch):

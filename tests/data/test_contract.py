@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +45,31 @@ def test_messages_keep_role_and_content_only_whatever_their_order():
         {"role": "user", "content": "Bye"},
     ]
     assert prompts.prompt_chars(prompt) == 9 + 2 + 5 + 3
+
+
+USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+SYSTEM = {"role": "system", "content": 'Say "role":"user", twice: "role":"user".'}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kept"),
+    [
+        ([USER], 1),
+        ([SYSTEM, USER], 2),
+        ([USER, REPLY, USER], 1),
+        ([SYSTEM, USER, REPLY, USER, REPLY, USER], 2),
+        ([USER, USER], 1),
+        ([REPLY, USER], 2),
+        ([{"role": "user", "content": '{"role":"user"} "role":"user"'}], 1),
+    ],
+)
+def test_the_opening_of_a_dialogue(prompt: list[dict[str, str]], kept: int):
+    spelt = prompts.canonical_prompt(prompt)
+    expected = prompts.canonical_prompt(prompt[:kept])
+    assert prompts.opening(spelt) == expected
+    assert prompts.opening(expected) == expected
+    column = pa.chunked_array([[spelt, expected]], pa.large_string())
+    assert prompts.openings(column).to_pylist() == [expected, expected]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip))

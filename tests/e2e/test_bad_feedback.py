@@ -99,7 +99,6 @@ def test_faulty_rows_are_set_aside_with_reason_and_line(own_data: Project):
     rows = feedback()
     number = len(rows)
     rows += [
-        {"user_id": "once", "prompt": "say it", "chosen": "it", "rejected": "that"},
         rows[0] | {"rejected": rows[0]["chosen"]},
         rows[1] | {"chosen": "x" * 100_000},
         rows[2],
@@ -113,11 +112,10 @@ def test_faulty_rows_are_set_aside_with_reason_and_line(own_data: Project):
     reasons = dict(zip(aside["row"], aside["reason"], strict=True))
     assert reasons == {
         4: "contradiction",
-        number + 1: "too_few_pairs",
-        number + 2: "chosen_equals_rejected",
-        number + 3: "response_too_long",
-        number + 4: "duplicate",
-        number + 5: "contradiction",
+        number + 1: "chosen_equals_rejected",
+        number + 2: "response_too_long",
+        number + 3: "duplicate",
+        number + 4: "contradiction",
     }
     assert set(aside["source"]) == {"feedback.jsonl"}
     [told] = [line for line in result.err.splitlines() if "quarantined" in line]

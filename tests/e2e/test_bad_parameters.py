@@ -104,7 +104,7 @@ def malformed_data(project: Project) -> None:
         (
             mistyped_key,
             "train@dpo",
-            ("models/dpo/", "reports/curves/dpo.csv"),
+            ("models/dpo/", "reports/curves/dpo."),
             "train.betta: unknown key (did you mean train.beta?)",
         ),
         (

@@ -12,7 +12,7 @@ from e2e_project import RESULTS, Project, signal_at_checkpoint
 pytestmark = pytest.mark.e2e
 
 TRAIN = ("dvc", "repro", "train@pdpo")
-MADE = ("models/pdpo", "reports/curves/pdpo.csv")
+MADE = ("models/pdpo", "reports/curves/pdpo.csv", "reports/curves/pdpo.json")
 
 
 def resumed(err: str) -> int | None:

@@ -35,7 +35,7 @@ PARAMETERS = {
     ("methods.pdpo.kind", "individual"): {"pretrain_user_model", "train@pdpo", "report"},
     ("generate.temperature", 1.0): GENERATE | {"report"},
     ("judge.unseen_users", 1): {"judge", "report"},
-    ("evaluate.bootstrap", 200): {"evaluate", "report"},
+    ("evaluate.margin", 0.05): {"evaluate", "report"},
 }
 
 

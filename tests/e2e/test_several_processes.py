@@ -23,7 +23,7 @@ from prlhf.models.user_model import load_user_model
 pytestmark = pytest.mark.e2e
 
 TRAIN = ("dvc", "repro", "train@pdpo")
-MADE = ("models/pdpo", "reports/curves/pdpo.csv")
+MADE = ("models/pdpo", "reports/curves/pdpo.csv", "reports/curves/pdpo.json")
 
 
 @pytest.fixture
@@ -142,6 +142,7 @@ def test_a_model_spread_over_two_processes_gives_the_results_of_one(
     finished: Project, project: Project
 ):
     project.set({"launch.processes": 2, "launch.strategy": "fsdp"})
+    shutil.rmtree(project / ".cache/reference")
     made = ("data/reference", "models/prompted", "data/generated/pdpo.parquet", "data/scores/pdpo")
     for command in (["reference"], ["generate", "--method", "pdpo"], ["score", "--method", "pdpo"]):
         project.run("prlhf", *command)
@@ -164,7 +165,7 @@ def test_a_model_spread_over_two_processes_gives_the_results_of_one(
             ("ddp",),
             {
                 "methods.pdpo_individual.text": True,
-                "user_model.offset_penalty": 0.1,
+                "user_model.offset_spread": 0.5,
                 "optimizer.term_sampling": True,
                 "optimizer.length_bucketing": True,
             },
@@ -184,7 +185,7 @@ def test_every_way_of_training_gives_the_results_of_one_process(
 
 
 def test_a_reward_model_of_two_processes_is_that_of_one(project: Project, tmp_path: Path):
-    section = {"max_steps": 12, "batch_size": 8, "micro_batch_size": 2, "eval_every": 6}
+    section = {"max_steps": 12, "batch_size": 8, "micro_batch_size": 2, "eval_every": 0.5}
     section |= {"term_sampling": True, "length_bucketing": True}
     project.set({"reward_models": ["pdpo"]})
     project.set({f"optimizer.{key}": value for key, value in section.items()})

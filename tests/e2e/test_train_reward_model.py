@@ -28,7 +28,7 @@ def test_the_reward_model_of_pretraining_can_be_asked(finished: Project):
     rewards = finished.run("python", "-c", PRETRAINED).out.split()
     assert len({float(reward) for reward in rewards}) == 3
     card = finished.json("models/user_model/reward_model/reward_model.json")
-    assert card["accuracy"] == finished.json("reports/pretrain.json")["accuracy"]
+    assert card["gain"] == finished.json("reports/pretrain.json")["gain"]
     assert card["tokens"] == {"max_prompt": 64, "max_response": 48}
 
 

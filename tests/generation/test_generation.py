@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
 
 import naive
 from personal import personalise
 from prlhf.data.prompts import canonical_prompt
-from prlhf.generation import Completion, complete, decoding, generate, sample
+from prlhf.generation import complete, generate
 from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
+from prlhf.sampling import LIKELIEST, Completion, Nucleus, decoding, sample
 
 PROMPTS = [[33, 34, 35], [40], list(range(50, 70)), [40]]
 USERS = [1, 2, 0, 0]
@@ -113,10 +114,56 @@ def test_cold_sampling_is_greedy(lm: PersonalizedLM) -> None:
     assert decode(lm, max_new_tokens=5, top_p=1e-6) == greedy
 
 
+def test_rows_that_have_ended_are_not_computed_any_more(lm: PersonalizedLM) -> None:
+    greedy = {"max_new_tokens": 24, "temperature": 0}
+    prompts, users = [[33 + i] for i in range(8)], [0, 1, 2, 3] * 2
+    whole = [
+        decode(lm, **greedy, prompts=[prompt], users=[user])[0].ids
+        for prompt, user in zip(prompts, users, strict=True)
+    ]
+    # A token that ends one answer early, one late, and two not at all.
+    eos, ends = next(
+        (token, ends)
+        for token in range(2, 258)
+        if len(ends := {row: ids.index(token) for row, ids in enumerate(whole) if token in ids})
+        == 2
+    )
+    early, late = sorted(ends, key=lambda row: ends[row])
+    assert ends[early] < ends[late]
+    rows = [early, late, *sorted(set(range(8)) - set(ends))[:2]]
+    computed: list[int] = []
+    counting = lm.lm.get_output_embeddings().register_forward_hook(
+        lambda module, given, result: computed.append(len(given[0]))
+    )
+    chosen = {"prompts": [prompts[row] for row in rows], "users": [users[row] for row in rows]}
+    got = decode(lm, **greedy, eos=eos, **chosen)
+    counting.remove()
+    assert got == [
+        *(Completion(whole[row][: ends[row]], finished=True) for row in rows[:2]),
+        *(Completion(whole[row], finished=False) for row in rows[2:]),
+    ]
+    assert computed == [4] * (ends[late] + 1) + [2] * (23 - ends[late])
+
+
+def test_a_nucleus_is_that_of_the_whole_vocabulary() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (50, 3 * LIKELIEST):
+        scores = 2 * torch.randn(6, size, generator=generator)
+        # The second needs more than the likeliest tokens, the last but one token of each row.
+        for temperature, top_p in ((0.7, 0.9), (9.0, 0.95), (1.0, 1.0), (1.0, 1e-6)):
+            expected = TemperatureLogitsWarper(temperature)(None, scores)
+            if top_p < 1:
+                expected = TopPLogitsWarper(top_p)(None, expected)
+            assert torch.equal(Nucleus(temperature, top_p)(None, scores), expected)
+
+
 def test_no_ngram_twice(lm: PersonalizedLM) -> None:
     repeating = decode(lm, max_new_tokens=40, temperature=0)
     assert any(len(set(c.ids)) < len(c.ids) for c in repeating)
-    for completion in decode(lm, max_new_tokens=40, temperature=0, no_repeat_ngram=1):
+    once = {"max_new_tokens": 40, "temperature": 0, "no_repeat_ngram": 1}
+    free = decode(lm, **once)
+    # Nor once other rows have left the batch.
+    for completion in [*free, *decode(lm, **once, eos=free[0].ids[3])]:
         assert len(set(completion.ids)) == len(completion.ids)
 
 
@@ -192,8 +239,9 @@ def test_what_users_say_stands_between_their_tokens_and_the_prompt(
 ) -> None:
     """Whether the user is known or not."""
     lm = personalise(tiny_base, kind, max_user_text=40)
-    greedy = {"max_new_tokens": 6, "temperature": 0}
-    users = ["ann", "ann", "ann", "zoe", None]
+    steps = 12
+    greedy = {"max_new_tokens": steps, "temperature": 0}
+    users = ["cyd", "cyd", "cyd", "zoe", None]
     texts = ["I am new.", "I know it all.", " ", "I am new.", None]
     got = generate(lm, ["Why?"] * 5, users, texts, **greedy)
     assert len(set(got)) == (5 if kind == "individual" else 3)
@@ -202,11 +250,11 @@ def test_what_users_say_stands_between_their_tokens_and_the_prompt(
     embedding, embed = naive.embedding_of(exact.user_model), exact.lm.get_input_embeddings()
     tokens = tiny_base.tokenizer
     asked = tokens("<|start|>user\nWhy?<|end|>\n<|start|>assistant\n")["input_ids"]
-    for index, text, answer in zip((1, 1, 1, 0, 0), texts, got, strict=True):
+    for index, text, answer in zip((3, 3, 3, 0, 0), texts, got, strict=True):
         said = tokens(f"{text}\n")["input_ids"] if text and text.strip() else []
         ids: list[int] = []
         with torch.no_grad():
-            for _ in range(6):
+            for _ in range(steps):
                 inputs = embed(torch.tensor([*said, *asked, *ids]))
                 if kind == "individual":
                     inputs = torch.cat([embedding(index), inputs])

@@ -20,6 +20,9 @@ COLUMNS: dict[str, str | None] = {
     "user_text": None,
     "weight": None,
     "group": None,
+    "side": None,
+    "unit": None,
+    "time": None,
 }
 
 
@@ -75,7 +78,7 @@ def shares() -> Callable[..., SplitParams]:
     """A `split` section, with changes."""
 
     def make(**changes: Any) -> SplitParams:
-        section = {"validation": 0.2, "test": 0.2, "unseen_users": 0.2}
+        section = {"by": "unit", "validation": 0.2, "test": 0.2, "unseen_users": 0.2}
         return SplitParams.model_validate(section | changes)
 
     return make

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+# Of the prior of users whose models are tested.
+PAIRS = (0.0, 4.0, 2.0, 8.0)
+OFFSET_SPREAD, WEIGHTS_SPREAD, GENERIC_PULL = 0.7, 1.5, 0.4
+
 LOSSES = ("sigmoid", "ipo", "hinge", "robust")
 
 
@@ -105,20 +109,39 @@ def response_logp(
 UserEmbedding = Callable[[int], Tensor | None]
 
 
-def individual(shared: Tensor, offsets: Tensor) -> UserEmbedding:
-    """e_u = e_0 + o_u, and e_0 for the generic user; offsets [N + 1, T * d]."""
-    return lambda u: shared if u == 0 else shared + offsets[u].reshape(shared.shape)
+def softmax(logits: Tensor) -> list[Tensor]:
+    exps = torch.exp(logits - logits.max())
+    return [one / exps.sum() for one in exps]
+
+
+def individual(
+    shared: Tensor, offsets: Tensor, directions: Tensor, weights: Tensor
+) -> UserEmbedding:
+    """e_u = e_0 + sum_k (softmax(w_u) - softmax(w_0))_k D_k + d_u, and e_0 for the generic user.
+
+    Offsets d [N + 1, T * d], directions [K, T, d], weights [N + 1, K].
+    """
+
+    def embedding(u: int) -> Tensor:
+        if u == 0:
+            return shared
+        total = shared + offsets[u].reshape(shared.shape)
+        for own, generic, direction in zip(
+            softmax(weights[u]), softmax(weights[0]), directions, strict=True
+        ):
+            total = total + (own - generic) * direction
+        return total
+
+    return embedding
 
 
 def cluster(centres: Tensor, weights: Tensor, generic: Tensor) -> UserEmbedding:
     """e_u = sum_k softmax(w_u)_k V_k; centres [K, T, d], weights [N + 1, K], generic [K]."""
 
     def embedding(u: int) -> Tensor:
-        logits = generic if u == 0 else weights[u]
-        exps = torch.exp(logits - logits.max())
         total = torch.zeros_like(centres[0])
-        for k in range(len(centres)):
-            total = total + exps[k] / exps.sum() * centres[k]
+        for share, centre in zip(softmax(generic if u == 0 else weights[u]), centres, strict=True):
+            total = total + share * centre
         return total
 
     return embedding
@@ -127,7 +150,21 @@ def cluster(centres: Tensor, weights: Tensor, generic: Tensor) -> UserEmbedding:
 def embedding_of(user_model: nn.Module) -> UserEmbedding:
     """The definition that belongs to a (float64) user model's parameters."""
     if user_model.kind == "individual":
-        return individual(user_model.shared, user_model.offsets.weight)
+        known = user_model.directions, user_model.weights
+        return individual(user_model.shared, user_model.offsets.weight, *known)
     if user_model.kind == "cluster":
         return cluster(user_model.centres, user_model.weights.weight, user_model.generic_weights)
     return lambda u: None
+
+
+def prior(user_model: nn.Module, user: int) -> Tensor | float:
+    """A pair's part of minus the log-density of its user's row, by the numbers above."""
+    if user == 0 or user_model.kind == "uniform":
+        return 0.0
+    if user_model.kind == "individual":
+        cost = (user_model.offsets.weight[user] ** 2).sum() / (2 * OFFSET_SPREAD**2)
+    else:
+        own = user_model.weights.weight[user]
+        cost = GENERIC_PULL * ((user_model.generic_weights - own.detach()) ** 2).sum()
+        cost = cost + ((own - user_model.starts[user]) ** 2).sum() / (2 * WEIGHTS_SPREAD**2)
+    return cost / PAIRS[user]

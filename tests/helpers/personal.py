@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import naive
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.lora import add_lora
 from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.start import Prior
 from prlhf.models.user_model import UserModel, build
 from prlhf.params import LoraParams
 
 USERS = ["ann", "bob", "cyd"]
 TOKENS = 2
+START: dict[str, Any] = {
+    "tokens": TOKENS,
+    "clusters": 2,
+    "init_scale": 0.7,
+    "weights_spread": 1.5,
+    "offset_spread": 0.6,
+    "generic_pull": 0.1,
+    "seed": 3,
+}
+"""Options of `Pretrained`."""
 
 torch.set_num_threads(1)  # more only cost time at this size
 
@@ -29,7 +43,7 @@ def enliven(model: PreTrainedModel, factor: float = 6.0) -> PreTrainedModel:
 
 def random_user_model(kind: str, dim: int, *, scale: float = 0.5, seed: int = 0) -> UserModel:
     """Three users whose embeddings all differ; the tables keep their row 0 at zero."""
-    options = {"clusters": 3} if kind == "cluster" else {}
+    options = {} if kind == "uniform" else {"clusters": 3}
     model = build(USERS, {"kind": kind, "tokens": TOKENS, "dim": dim, **options})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -37,6 +51,25 @@ def random_user_model(kind: str, dim: int, *, scale: float = 0.5, seed: int = 0)
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
         for table in model.sparse_parameters():
             table[0] = 0
+        if kind == "individual":
+            model.weights.copy_(2 * torch.randn(model.weights.shape, generator=generator))
+    return model
+
+
+def with_prior(model: UserModel) -> UserModel:
+    """The model itself, with a prior that is felt (see `naive.prior`), at some distance from it."""
+    model.set_prior(
+        Prior(
+            torch.tensor(naive.PAIRS),
+            weights_spread=naive.WEIGHTS_SPREAD,
+            offset_spread=naive.OFFSET_SPREAD,
+            generic_pull=naive.GENERIC_PULL,
+        )
+    )
+    if model.kind == "cluster":
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            model.starts.add_(torch.randn(model.starts.shape, generator=generator))
     return model
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from prlhf.data.prompts import canonical_prompt
 from prlhf.params import LoraParams, OptimizerParams, TrainParams
 from prlhf.training.dataset import PreferenceExample
+from prlhf.training.finetune import training_arguments
+from prlhf.training.plan import make_plan
 
 
 def some_pairs(
@@ -77,6 +80,8 @@ def train_params(**changes: Any) -> TrainParams:
         "label_smoothing": 0.0,
         "nll_coef": 0.0,
         "dpop_coef": 0.0,
+        "trust_pairs": None,
+        "start_from": "models/base",
     }
     return TrainParams(**(section | changes))
 
@@ -86,20 +91,24 @@ def optimizer_params(**changes: Any) -> OptimizerParams:
     section: dict[str, Any] = {
         "lora": LoraParams(r=2, alpha=4.0, dropout=0.0, targets="auto"),
         "lora_lr": 1e-3,
-        "user_lr": 1e-2,
+        "user_lr": 0.5,
+        "weights_lr": 1e-2,
         "weight_decay": 0.01,
         "epochs": 1.0,
         "max_steps": None,
         "batch_size": 4,
         "micro_batch_size": 4,
+        "user_balance": 0.0,
         "term_sampling": False,
         "length_bucketing": False,
         "warmup_ratio": 0.0,
         "schedule": "linear",
         "max_grad_norm": 1.0,
-        "eval_every": 100,
+        "eval_every": 1.0,
         "eval_pairs": 4,
-        "checkpoint_every": 100,
+        "keep": "last",
+        "patience": None,
+        "checkpoint_every": 1.0,
         "attention": "auto",
         "compile": False,
         "gradient_checkpointing": False,
@@ -112,6 +121,20 @@ def sections(**changes: Any) -> tuple[TrainParams, OptimizerParams]:
     own = {name: value for name, value in changes.items() if name in TrainParams.model_fields}
     others = {name: value for name, value in changes.items() if name not in own}
     return train_params(**own), optimizer_params(**others)
+
+
+def arguments(
+    params: OptimizerParams,
+    where: Path,
+    *,
+    pairs: int,
+    seed: int = 0,
+    device: str = "cpu",
+    watch: bool = True,
+) -> TrainingArguments:
+    """What `fit` gives the Trainer for a run on so many pairs."""
+    plan = make_plan(params, pairs=pairs, width=32)
+    return training_arguments(params, plan, where, seed, torch.device(device), watch=watch)
 
 
 class KeepGradients(TrainerCallback):

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from prlhf.data.ids import content_hash
-from prlhf.data.reference import Reference, save_reference, text_key
+from prlhf.data.reference import Scored, save_reference, text_key
 from prlhf.infra.io import atomic_path, write_json, write_parquet, write_text
 from prlhf.reference import distinct_texts
 
@@ -60,6 +60,7 @@ def users_table(
     users = pd.DataFrame(rows, columns=["user_id", "group", "seen"])
     users["group"] = users["group"].astype("object")
     users["user_index"] = np.where(users["seen"], np.arange(len(users)) + 1, 0)
+    users["pairs_train"] = np.where(users["seen"], 12, 0)
     return users
 
 
@@ -106,7 +107,11 @@ def write_run(
     held_out = _pairs(rng, users, true_group, texts, ids, pairs_per_user)
     test = held_out[held_out["seen"]].drop(columns=["seen", "like_majority"])
     write_parquet(root / "data/prepared/test.parquet", test.reset_index(drop=True))
-    _write_other_splits(root / "data/prepared", seed, users, true_group, pairs_per_user)
+    other = _write_other_splits(root / "data/prepared", seed, users, true_group, pairs_per_user)
+    scored = pd.concat(
+        [held_out.assign(split=np.where(held_out["seen"], "test", "unseen")), other],
+        ignore_index=True,
+    )
     write_parquet(root / "data/prepared/users.parquet", users)
     write_json(
         root / "data/prepared/dataset.json",
@@ -132,7 +137,7 @@ def write_run(
         )
         if method == "base":
             continue
-        _write_scores(root / f"data/scores/{method}", rng, held_out, users, own, skill)
+        _write_scores(root / f"data/scores/{method}", rng, scored, users, own, skill)
         _write_curve(root / f"reports/curves/{method}.csv", rng, own)
     _write_reports(root, users, len(held_out), prompts)
     return users
@@ -156,6 +161,7 @@ def _pairs(
                 {
                     "pair_id": content_hash(str(user.user_id), ids[number]),
                     "prompt_id": ids[number],
+                    "unit": ids[number],
                     "user_id": user.user_id,
                     "user_index": user.user_index,
                     "prompt": texts[number],
@@ -171,13 +177,14 @@ def _pairs(
 
 def _write_other_splits(
     folder: Path, seed: int, users: pd.DataFrame, true_group: Sequence[str], pairs_per_user: int
-) -> None:
-    """Pairs about prompts of their own: half to train on, half to validate with."""
+) -> pd.DataFrame:
+    """Pairs about prompts of their own: half to train on, half, which are returned, to validate."""
     rng = np.random.default_rng([seed, 1])
     texts = [prompt_text(number) for number in range(1000, 1000 + 2 * pairs_per_user)]
     ids = [content_hash(text) for text in texts]
     pairs = _pairs(rng, users, true_group, texts, ids, pairs_per_user)
     train = pairs["prompt"].isin(texts[::2])
+    validation = pairs[~train & pairs["seen"]].assign(split="validation")
     pairs = pairs.drop(columns="like_majority")
     for split, rows in (("train", train), ("validation", ~train)):
         table = pairs[rows & pairs["seen"]].drop(columns="seen")
@@ -185,6 +192,7 @@ def _write_other_splits(
     unseen = pairs[~pairs["seen"]].drop(columns="seen")
     unseen = unseen.assign(prompt_split=np.where(train[unseen.index], "train", "validation"))
     write_parquet(folder / "unseen.parquet", unseen.reset_index(drop=True))
+    return validation
 
 
 def write_features(root: Path) -> None:
@@ -195,13 +203,12 @@ def write_features(root: Path) -> None:
     }
     texts = distinct_texts(tables.values())
     keys = [text_key(prompt, text) for prompt, _, found in texts for text in found]
-    rows = dict(zip(keys, range(len(keys)), strict=True))
     values = torch.cat([_features(found) for _, _, found in texts])
-    zero = dict.fromkeys(keys, 0)
+    part = Scored(keys, torch.zeros(len(keys)), values.half())
     with atomic_path(root / "data/reference", directory=True) as folder:
-        save_reference(Reference(dict.fromkeys(keys, 0.0), zero, values, rows), folder)
+        save_reference(folder, [part], texts=len(keys), width=values.shape[1])
     for path in (root / "data/generated").glob("*.parquet"):
-        found = _features(list(pd.read_parquet(path)["text"]))
+        found = _features(list(pd.read_parquet(path)["text"])).half()
         out = root / "data/scores" / path.stem / "features.safetensors"
         save_file({"features": found}, str(out))
 
@@ -261,6 +268,7 @@ def _write_scores(
     own: bool,
     skill: float,
 ) -> None:
+    """`held_out` are the pairs with their `split`."""
     like_majority = held_out["like_majority"].to_numpy()
     sign = np.where(like_majority, 1.0, -1.0)
     noise = rng.gamma(4.0, 2.0, len(held_out))
@@ -268,11 +276,10 @@ def _write_scores(
     personal = noise * np.where(rng.random(len(held_out)) < skill, 1, -1) if own else generic
     keys = ["pair_id", "prompt_id", "user_id", "user_index", "group"]
     parts = []
+    scored_as = {"user": ("test", "validation"), "generic": ("test", "unseen")}
     for condition, margin in (("user", personal), ("generic", generic)):
-        part = held_out[keys].assign(
-            split=np.where(held_out["seen"], "test", "unseen"), condition=condition, margin=margin
-        )
-        parts.append(part if condition == "generic" else part[held_out["seen"]])
+        part = held_out[[*keys, "split"]].assign(condition=condition, margin=margin)
+        parts.append(part[part["split"].isin(scored_as[condition])])
     write_parquet(folder / "pairs.parquet", pd.concat(parts, ignore_index=True))
     if not own:
         return
@@ -314,6 +321,12 @@ def _write_curve(path: Path, rng: np.random.Generator, own: bool) -> None:
                 f"{8 * done:.4f},{3 * done:.4f},{nll:.4f},{3e-4 * (1 - done):.6f}"
             )
     write_text(path, "\n".join(lines) + "\n")
+    account = {
+        "pairs": {"all": 2400, "seen": 480},
+        "users": {"all": 10, "seen": 9},
+        "runs": [{"plan": {}, "steps": 120, "kept_step": 100}],
+    }
+    write_json(path.with_suffix(".json"), account)
 
 
 def _write_reports(root: Path, users: pd.DataFrame, pairs: int, prompts: int) -> None:
@@ -325,7 +338,17 @@ def _write_reports(root: Path, users: pd.DataFrame, pairs: int, prompts: int) ->
             "method": "reward",
             "clusters": int(codes.max()) + 1,
             "assignments": dict(zip(seen["user_id"], codes.tolist(), strict=True)),
-            "accuracy": {"personalised": 0.95, "generic": 0.71},
+            "gain": {
+                "personal": True,
+                "users": len(seen),
+                "pairs": 12 * len(seen),
+                "log_loss": {"personal": 0.21, "shared": 0.62, "difference": 0.41, "se": 0.05},
+                "accuracy": {"personal": 0.95, "shared": 0.71, "difference": 0.24, "se": 0.04},
+                "shuffled": {
+                    "log_loss": {"personal": 0.63, "shared": 0.62, "difference": -0.01, "se": 0.02},
+                    "accuracy": {"personal": 0.7, "shared": 0.71, "difference": -0.01, "se": 0.02},
+                },
+            },
         },
     )
     check = {

@@ -19,9 +19,9 @@ from tokenizers.models import BPE
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from prlhf import hub as hub_module
-from prlhf.hub import BUILTIN, CHAT_TEMPLATES, PackagedModel, resolve_model, sha256
+from prlhf.hub import BUILTIN, CHAT_TEMPLATES, PackagedModel, resolve_model
 from prlhf.infra.errors import UserError
-from prlhf.infra.io import SOURCE
+from prlhf.infra.io import SOURCE, sha256
 from prlhf.infra.progress import quiet_transformers
 from prlhf.models.base import encode_messages, load_base
 from prlhf.params import ModelParams
@@ -205,11 +205,27 @@ def hub(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.mark.parametrize("revision", [COMMIT, "v1"])
 def test_a_hub_model_is_pinned_by_its_commit(hub: Path, tiny_path: Path, revision: str) -> None:
     record, directory = resolved("org/tiny", revision)
-    assert record == {"kind": "hub", "name": "org/tiny", "revision": revision, "commit": COMMIT}
+    names = {"kind": "hub", "name": "org/tiny", "hub_id": "org/tiny"}
+    assert record == {**names, "revision": revision, "commit": COMMIT}
     assert torch.equal(logits(directory), logits(tiny_path))
     tokenizer = load_base(directory).tokenizer
     assert tokenizer.chat_template == TEMPLATE
     assert tokenizer("Why?")["input_ids"] == tiny_tokenizer()("Why?")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("front", "named"),
+    [
+        ("license: apache-2.0\nlanguage: en", "apache-2.0"),
+        ("language: en", None),
+        ("license: [mit, apache-2.0]", None),
+    ],
+)
+def test_a_hub_models_license_is_its_cards(hub: Path, front: str, named: str | None) -> None:
+    card = hub / "models--org--tiny" / "snapshots" / COMMIT / "README.md"
+    card.write_text(f"---\n{front}\n---\n# Tiny\n", encoding="utf-8")
+    record, _ = resolved("org/tiny", "v1")
+    assert record.get("license") == named
 
 
 def test_a_hub_model_needs_a_revision(hub: Path) -> None:
@@ -362,6 +378,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, digest: str) -> PackagedModel:
         sha256=digest,
         gguf="tiny_llm/tiny.gguf",
         license="Apache-2.0",
+        hub_id="org/Tiny",
     )
     monkeypatch.setattr(hub_module, "BUILTIN", {"tiny": packaged})
     return packaged
@@ -379,7 +396,8 @@ def test_a_built_in_model_comes_from_its_package(
         "name": "tiny",
         "package": "tiny-llm==1.0",
         "sha256": sha256(wheel),
-        "licence": "Apache-2.0",
+        "hub_id": "org/Tiny",
+        "license": "Apache-2.0",
     }
     with torch.no_grad():
         torch.testing.assert_close(logits(directory), model(IDS).logits)

@@ -210,3 +210,19 @@ def test_json_written_is_what_json_reads(tmp_path):
     value = {"ü": [None, True, 1.25, {"x": "\u2028"}]}
     write_json(tmp_path / "v.json", value)
     assert json.loads((tmp_path / "v.json").read_bytes()) == value
+
+
+def test_what_a_killed_process_left_is_removed_when_nobody_writes_to_it(tmp_path):
+    final = tmp_path / "reference"
+    dead, alive, other = (
+        tmp_path / name for name in (".reference.1.partial", ".reference.2.partial", ".x.3.partial")
+    )
+    for left in (dead, alive, other):
+        left.mkdir()
+        (left / "features").write_bytes(b"half")
+        for path in (left / "features", left):
+            os.utime(path, (0, 0))
+    os.utime(alive / "features")  # its directory is as old as ever
+    with atomic_path(final, directory=True) as directory:
+        (directory / "features").write_bytes(b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, other.name, "reference"]

@@ -74,3 +74,11 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_there_may_be_more_to_do_than_thought(time_passes, capsys):
+    with Progress(2, "x", "rows") as bar:
+        bar.expect(2)
+        time_passes(10)
+        bar.advance(2)
+    assert capsys.readouterr().err.splitlines() == ["x: 2/4 rows, 0.2 rows/s, ETA 0:10"]

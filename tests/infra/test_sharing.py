@@ -8,11 +8,13 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from personal import personalise
-from preferences import some_pairs
+from preferences import prepared_pairs, some_pairs
 from prlhf.infra import distributed
 from prlhf.infra.errors import UserError
-from prlhf.models.base import BaseModel
-from prlhf.training.dataset import FILLER, PreferenceSampler, Visit, VisitedExamples
+from prlhf.models.base import BaseModel, Encoder
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.reference import reference_pass
+from prlhf.training.order import FILLER, PreferenceSampler, Visit, VisitedExamples
 from tiny import tiny_llama, tiny_tokenizer
 
 
@@ -61,11 +63,11 @@ def test_an_epoch_is_filled_up_with_pairs_that_count_for_nothing():
     pairs = some_pairs(6)
 
     def order(**options) -> list[Visit]:
-        return list(PreferenceSampler(6, seed=7, epoch=lambda: 2, **options))
+        return list(PreferenceSampler([1] * 6, seed=7, epoch=lambda: 2, **options))
 
     assert order(whole=4)[:6] == order()
     assert order(whole=4)[6:] == [Visit(FILLER, None)] * 2
-    assert len(PreferenceSampler(6, seed=7, epoch=lambda: 2, whole=4)) == 8
+    assert len(PreferenceSampler([1] * 6, seed=7, epoch=lambda: 2, whole=4)) == 8
     assert order(whole=3) == order()
     # Where one term is drawn for each pair, a filler has one, too.
     assert all(visit.as_user is not None for visit in order(whole=4, alpha=0.5))
@@ -103,3 +105,21 @@ def test_a_model_without_named_layers_is_not_spread_out(alone):
     model._no_split_modules = None
     with pytest.raises(UserError, match="llama model cannot be sharded"):
         distributed.shard(model, torch.device("cpu"))
+
+
+def test_only_the_main_process_has_features_and_writes_them(
+    as_rank, monkeypatch, tiny_base: BaseModel, tmp_path
+):
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(dist, "reduce", lambda tensor, dst: None)
+    monkeypatch.setattr(distributed, "broadcast", lambda value: value)
+    lm = PersonalizedLM.reference(tiny_base, Encoder(tiny_base.tokenizer, 64, 16))
+    rows = [pair.row(0) for pair in some_pairs(3)]
+    for rank in (0, 1):
+        as_rank(rank, 2)
+        scores = lm.score(rows, label="", features=True)
+        assert (scores.features is None) == (rank == 1)
+        directory = tmp_path / str(rank)
+        directory.mkdir()
+        reference_pass(lm, [prepared_pairs()], directory)
+        assert len(list(directory.iterdir())) == (2 if rank == 0 else 0)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prlhf.data import ROW_COLUMNS, SPLIT_COLUMNS
+from prlhf.data import ROW_COLUMNS
 from prlhf.data.prompts import messages, prompt_id
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import read_json
@@ -469,7 +469,7 @@ def prism_rows(tmp_path, write_lines) -> Any:
 
 def test_the_chosen_reply_against_every_other(prism_rows):
     rows = prism_rows([dialogue("ann", "c1"), dialogue("ann", "c2", turns=1)])
-    assert tuple(rows.columns) == (*ROW_COLUMNS, *SPLIT_COLUMNS)
+    assert tuple(rows.columns) == (*ROW_COLUMNS, "side", "unit")
     assert rows[["row", "chosen", "rejected"]].to_numpy().tolist() == [
         [1, "c1 0 reply 1", "c1 0 reply 0"],
         [1, "c1 0 reply 1", "c1 0 reply 2"],
@@ -635,7 +635,7 @@ def test_tldr_through_both_stages(work, data_params, rules, shares, write_lines)
     ingest.run(seed=7, data=data_params(source="tldr", path="tldr"))
     dataset = read_json("data/ingested/dataset.json")
     assert (dataset["name"], dataset["source"], dataset["task"]) == ("tldr", "tldr", "length")
-    validate.run(seed=7, rules=rules(max_majority_share=1.0), split=shares())
+    validate.run(seed=7, label_noise=0.0, rules=rules(max_majority_share=1.0), split=shares())
     tables = prepared()
     users = tables["users"].set_index("user_id")
     assert users["seen"].to_dict() == {"w1": True, "w2": True, "w3": True} | dict.fromkeys(
@@ -659,7 +659,7 @@ def test_psoups_through_both_stages(work, data_params, rules, shares):
     records = [soup(user, f"Why {n}?", f"a{user}") for user in range(1, 7) for n in range(10)]
     write_soups(work / "soups", records)
     ingest.run(seed=7, data=data_params(source="psoups", path="soups"))
-    validate.run(seed=7, rules=rules(), split=shares(unseen_users=0.5))
+    validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares(unseen_users=0.5))
     tables = prepared()
     assert len(tables["unseen"]) == 0
     assert [len(tables[name]) for name in ("train", "validation", "test")] == [36, 12, 12]
@@ -670,7 +670,7 @@ def test_psoups_through_both_stages(work, data_params, rules, shares):
 def test_prism_through_both_stages(work, data_params, rules, shares, write_lines, capsys):
     write_prism(work / "prism", write_lines)
     ingest.run(seed=7, data=data_params(source="prism", path="prism"))
-    validate.run(seed=7, rules=rules(), split=shares())
+    validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())
     tables = prepared()
     seen = tables["users"].set_index("user_id")["seen"]
     assert seen.sum() == 9
@@ -695,10 +695,15 @@ def test_sampling_and_noise_apply(work, data_params, rules, shares, write_lines)
     write_tldr(work / "tldr", write_lines)
     changes = {"source": "tldr", "path": "tldr", "label_noise": 0.4, "max_rows": 40}
     ingest.run(seed=7, data=data_params(**changes))
-    rows = pd.read_parquet("data/ingested/rows.parquet")
-    assert len(rows) == 40
-    longer = rows["chosen"].str.len() > rows["rejected"].str.len()
-    assert 0 < (longer != (rows["group"] == "longer")).sum() < 30
+    assert len(pd.read_parquet("data/ingested/rows.parquet")) == 40
+    validate.run(seed=7, label_noise=0.4, rules=rules(), split=shares())
+    turned = {}
+    for name in ("train", "test"):
+        pairs = prepared()[name]
+        longer = pairs["chosen"].str.len() > pairs["rejected"].str.len()
+        turned[name] = int((longer != (pairs["group"] == "longer")).sum())
+    assert 0 < turned["train"] < 20
+    assert turned["test"] == 0
 
 
 # ---------------------------------------------------------------- from the hub

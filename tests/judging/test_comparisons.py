@@ -18,14 +18,14 @@ from prlhf.judging.comparisons import (
     settle,
 )
 from prlhf.judging.judges import get_oracle
-from prlhf.metrics.bootstrap import Bootstrap, MetricTree
+from prlhf.metrics.intervals import Intervals
 from prlhf.metrics.preferences import (
     Verdicts,
     cohens_kappa,
     put_judges,
     put_win_rates,
-    raw_agreement,
 )
+from prlhf.metrics.tree import MetricTree
 
 ORDER = {"base": False, "dpo": False, "pdpo": True}
 
@@ -35,7 +35,7 @@ def answers(rows):
     table = pd.DataFrame(
         rows, columns=["condition", "user_id", "group", "prompt_id", "text", "state"]
     )
-    return table.assign(prompt=table["prompt_id"])
+    return table.assign(prompt=table["prompt_id"], finished=table["text"] != "a b c")
 
 
 def measured():
@@ -88,6 +88,13 @@ def test_each_user_meets_what_the_other_methods_give_everybody():
         ["dee", False, "a", "a b"],
         ["eve", False, "a", "a b"],
     ]
+    assert against_dpo["first_finished"].tolist() == [False, True, True, True, True]
+    assert against_dpo["second_finished"].all()
+    # An answer that was cut off leaves no comparison between finished ones.
+    judged = judge(table, {"oracle": get_oracle("length")}).table
+    whole = judged.set_index(["other", "user_id", "prompt_id"])["finished"]
+    assert whole["dpo"].tolist() == [False, True, True, True]
+    assert not whole["base", "ann", "p2"]
     # The base model answered another prompt; the personalised generic answer to it is missing.
     assert (table["other"] == "base").sum() == 6
     assert set(table["method"]) == {"pdpo"}
@@ -136,7 +143,9 @@ def test_broken_answers_lose_and_equal_ones_tie_before_a_judge_is_asked():
         comparisons(measured(), ORDER, UNSEEN), {"oracle": get_oracle("length"), "llm": contrary}
     )
     rows = judged.table.set_index(["other", "user_id", "prompt_id"])
-    assert list(judged.table.columns) == [*KEYS, "asked", "verdict", "verdict_llm", "reason"]
+    assert list(judged.table.columns) == [
+        *KEYS, "finished", "asked", "verdict", "verdict_llm", "reason",
+    ]  # fmt: skip
     # The oracle knows no such group.
     assert "ned" not in set(judged.table["user_id"])
     # An empty answer, for whom it may be.
@@ -218,7 +227,7 @@ def test_held_out_users_are_those_whom_every_method_answered():
 def test_comparisons_without_a_verdict_are_no_ties():
     judges = {"llm": Contrary(speechless="ann")}
     table = judge(comparisons(measured(), ORDER, UNSEEN), judges).table
-    tree, notes = MetricTree(Bootstrap(seed=0, replicates=100)), []
+    tree, notes = MetricTree(Intervals()), []
     put_win_rates(tree, Verdicts(table, choices(), ["llm"]), "pdpo", "dpo", notes)
     assert notes == [
         "pdpo against dpo: the judge gave no verdict on 1 of 3 comparisons, which are left out."
@@ -228,14 +237,13 @@ def test_comparisons_without_a_verdict_are_no_ties():
     assert rates["unseen"]["win"] == 1.0
 
 
-def test_kappa_and_agreement_by_hand():
+def test_kappa_by_hand():
     # 20 pairs of verdicts: 10 and 5 the same, 5 not.
     cells = np.array([[10, 0, 2, 0, 0, 1, 2, 0, 5]], dtype=float)
-    assert raw_agreement(cells)[0] == pytest.approx(15 / 20)
     chance = (12 * 12 + 1 * 0 + 7 * 8) / 400
     assert cohens_kappa(cells)[0] == pytest.approx((0.75 - chance) / (1 - chance))
     assert np.isnan(cohens_kappa(np.array([[4.0] + [0.0] * 8])))[0]
-    assert np.isnan(raw_agreement(np.zeros((1, 9))))[0]
+    assert np.isnan(cohens_kappa(np.zeros((1, 9))))[0]
 
 
 VERDICT = st.sampled_from([1, 0, -1])
@@ -257,7 +265,7 @@ def test_agreement_between_judges_equals_a_loop(pairs):
         verdict=pd.array([1, 1, -1, 0, 1, 1], dtype="Int8"),
         verdict_llm=pd.array([1, None, -1, None, -1, None], dtype="Int8"),
     )
-    tree = MetricTree(Bootstrap(seed=0, replicates=20))
+    tree = MetricTree(Intervals())
     put_judges(tree, Verdicts(table, both, ["oracle", "llm"]))
     found = tree.values["judges"]
     assert found["oracle"] == {"choices": pytest.approx(4.5 / 6)}
@@ -285,7 +293,7 @@ def test_comparisons_that_no_judge_was_asked_about_are_no_agreement():
         }
     )
     both = choices().assign(verdict=1, verdict_llm=1)
-    tree = MetricTree(Bootstrap(seed=0, replicates=20))
+    tree = MetricTree(Intervals())
     put_judges(tree, Verdicts(table, both, ["oracle", "llm"]))
     assert tree.values["judges"]["oracle_vs_llm"]["agreement"] == 0.0
     assert tree.values["judges"]["llm"]["same_in_both_orders"] == 0.0
@@ -293,6 +301,6 @@ def test_comparisons_that_no_judge_was_asked_about_are_no_agreement():
 
 def test_one_judge_alone_leaves_the_metrics_as_they_are():
     table = judge(comparisons(measured(), ORDER, UNSEEN), {"oracle": get_oracle("length")}).table
-    tree = MetricTree(Bootstrap(seed=0, replicates=20))
+    tree = MetricTree(Intervals())
     put_judges(tree, Verdicts(table, choices().assign(verdict=1), ["oracle"]))
     assert tree.values == {}

@@ -18,7 +18,17 @@ from synthetic_run import write_features, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARE = CompareParams(trained=["dpo", "pdpo"], all=["base", "dpo", "pdpo"])
-COLUMNS = ["method", "other", "user_id", "group", "prompt_id", "seen", "asked", "verdict"]
+COLUMNS = [
+    "method",
+    "other",
+    "user_id",
+    "group",
+    "prompt_id",
+    "seen",
+    "finished",
+    "asked",
+    "verdict",
+]
 
 
 @pytest.fixture
@@ -39,7 +49,7 @@ def judge_params(llm=None, feature_reward=None, **changes) -> JudgeParams:
 
 
 def evaluate_params() -> EvaluateParams:
-    return params().evaluate.model_copy(update={"bootstrap": 100})
+    return params().evaluate
 
 
 def run(settings: JudgeParams) -> None:
@@ -137,7 +147,7 @@ def test_fewer_held_out_users(work):
 def test_a_reward_model_beside_the_oracle(work):
     write_run(work)
     write_features(work)
-    run(judge_params(kind="feature_reward", also=["oracle"], feature_reward={"steps": 60}))
+    run(judge_params(kind="feature_reward", also=["oracle"]))
     found = verdicts()
     assert list(found.columns) == [*COLUMNS, "probability", "verdict_oracle"]
     assert about()["details"]["feature_reward"]["splits"] == ["validation", "test", "unseen"]
@@ -150,14 +160,14 @@ def test_a_reward_model_beside_the_oracle(work):
     assert pair["comparisons"] == found["asked"].sum()
     assert figures["interval"]["judges"]["feature_reward_vs_oracle"]["kappa"]["low"] < pair["kappa"]
     first = Path("data/judged/verdicts.parquet").read_bytes()
-    run(judge_params(kind="feature_reward", also=["oracle"], feature_reward={"steps": 60}))
+    run(judge_params(kind="feature_reward", also=["oracle"]))
     assert Path("data/judged/verdicts.parquet").read_bytes() == first
 
 
 def test_a_reward_model_speaks_for_users_of_no_group(work):
     write_run(work, task=None, grouped=False)
     write_features(work)
-    run(judge_params(kind="feature_reward", feature_reward={"pairs": "all", "steps": 60}))
+    run(judge_params(kind="feature_reward", feature_reward={"pairs": "all"}))
     assert "train" in about()["details"]["feature_reward"]["splits"]
     found = metrics()["win_rate"]["pdpo_vs_dpo"]
     assert found["comparisons"] == 300

@@ -52,7 +52,7 @@ def judge(answer, root, users=None) -> LlmJudge:
     return LlmJudge(Script(answer, root), users or KnownUsers("criteria", {"g": "brevity"}, {}))
 
 
-def questions(*pairs, group="g", user="ann"):
+def questions(*pairs, group="g", user="ann", cut=()):
     return pd.DataFrame(
         {
             "user_id": user,
@@ -61,6 +61,8 @@ def questions(*pairs, group="g", user="ann"):
             "prompt": PROMPT,
             "first": [first for first, _ in pairs],
             "second": [second for _, second in pairs],
+            "first_finished": [first not in cut for first, _ in pairs],
+            "second_finished": [second not in cut for _, second in pairs],
         }
     )
 
@@ -89,6 +91,15 @@ def test_every_question_is_asked_in_both_orders(tmp_path):
         (1, "first", "first", "reason A"),
         (-1, "second", "second", "reason B"),
     ]
+
+
+def test_the_judge_is_told_which_answer_was_cut_off(tmp_path):
+    one = judge(lambda _: "A", tmp_path)
+    one.verdicts(questions(("good and", "bad."), ("x.", "y."), cut=("good and",)))
+    mark = "[cut off by a limit of length]"
+    assert f"<answer_a>\ngood and {mark}\n</answer_a>" in one.client.asked[0]
+    assert f"<answer_b>\ngood and {mark}\n</answer_b>" in one.client.asked[1]
+    assert [text.count(mark) for text in one.client.asked] == [1, 1, 0, 0]
 
 
 def test_a_judge_with_a_place_instead_of_an_opinion_gives_ties(tmp_path):

@@ -14,9 +14,7 @@ from prlhf.infra.errors import UserError
 from prlhf.judging.reward import FeatureRewardJudge, Features
 from prlhf.params import FeatureRewardJudgeParams
 
-PARAMS = FeatureRewardJudgeParams(
-    pairs="held_out", folds=4, rank=3, clusters=2, steps=60, lr=0.1, l2=0.001, tie=0.02
-)
+PARAMS = FeatureRewardJudgeParams(pairs="held_out", folds=4, tie=0.02)
 PROMPTS = [f"p{i}" for i in range(12)]
 TASTE = {"ann": 1, "bob": 1, "cas": -1}
 WORDS = 6
@@ -86,12 +84,12 @@ def test_choices_about_a_prompt_say_nothing_in_its_own_judgement(features):
     turned.loc[about, ["chosen", "rejected"]] = pairs.loc[about, ["rejected", "chosen"]].to_numpy()
     others = fit(turned, features)
 
-    def rewards(model, prompt):
-        return model.rewards(questions("5", "0", prompts=[prompt]), "first")
+    def odds(model, prompt):
+        return model.log_odds(questions("5", "0", prompts=[prompt]))
 
-    assert np.array_equal(rewards(judge, "p3"), rewards(others, "p3"))
+    assert np.array_equal(odds(judge, "p3"), odds(others, "p3"))
     # Nor in that of the prompts dealt into the same fold; in all the others they do.
-    changed = [p for p in PROMPTS if not np.array_equal(rewards(judge, p), rewards(others, p))]
+    changed = [p for p in PROMPTS if not np.array_equal(odds(judge, p), odds(others, p))]
     assert changed == [p for p in PROMPTS if judge.fold_of[p] != judge.fold_of["p3"]]
 
 
@@ -113,7 +111,7 @@ def test_users_are_known_from_other_prompts_only(features):
     ]
     assert judge.knows(asked).tolist() == wanted
     stranger = asked[asked["user_id"] == "stranger"]
-    assert np.isnan(judge.rewards(stranger, "first")).all()
+    assert np.isnan(judge.log_odds(stranger)).all()
     assert judge.knows(asked.assign(prompt="never judged")).sum() == 0
 
 

@@ -98,7 +98,8 @@ def test_without_held_out_pairs_nothing_is_learned():
 
 def generated(method: str, rows: list[tuple[str, str | None, str, str]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["condition", "user_id", "prompt_id", "text"])
-    return table.assign(method=method, group=None, prompt=table["prompt_id"] + "?")
+    prompt = table["prompt_id"] + "?"
+    return table.assign(method=method, group=None, prompt=prompt, finished=True)
 
 
 def test_a_user_is_asked_about_both_answers_of_each_comparison_and_both_of_each_pair():
@@ -164,7 +165,7 @@ def test_a_trained_reward_model_judges_beside_the_oracle(work):
     asked = found[found["asked"]]
     assert (asked["verdict"] == asked["verdict_oracle"]).all()
     assert ((asked["probability_trained"] > 0.5) == (asked["verdict"] == 1)).all()
-    evaluation = params.evaluate.model_copy(update={"bootstrap": 100})
+    evaluation = params.evaluate
     evaluate.run(seed=7, compare=COMPARE, reward_models=[], evaluate=evaluation)
     metrics = json.loads(Path("reports/metrics.json").read_text(encoding="utf-8"))
     assert metrics["judge_agreement"]["all"] == 1.0

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from prlhf.judging.comparisons import comparisons, judge_choices, reading_order
 from prlhf.judging.comparisons import judge as judge_all
 from prlhf.judging.fluency import Tables, measure_methods
 from prlhf.judging.judges import get_oracle
 from prlhf.metrics import preferences, tables
-from prlhf.metrics.bootstrap import Bootstrap
+from prlhf.metrics.intervals import Intervals
 from prlhf.metrics.metrics import Evaluation, headline_figures
 from prlhf.metrics.preferences import Verdicts
 from prlhf.report import headline
@@ -131,6 +132,7 @@ def small_generated():
     return generated_table("pdpo", generic, {("ann", "longer"): {"p0": LONG, "p1": LONG}})
 
 
+USERS = ("ann", "bob", "cas", "dee")
 JUDGES = MappingProxyType({"oracle": get_oracle("length")})
 
 
@@ -158,8 +160,12 @@ def small_evaluation(judges=JUDGES, reward_models=None, baseline="dpo", **change
         methods,
         test,
         unseen_users,
+        # A pair's number is that of its prompt, and of its dialogue.
+        units=pd.Series({f"{user}-{i}": f"d{i}" for user in USERS for i in range(8)}),
+        training_pairs=pd.Series([5, 5, 5]),
         verdicts=judged(judges, methods, test, unseen_users),
-        bootstrap=Bootstrap(seed=1, replicates=200),
+        intervals=Intervals(),
+        margin=0.02,
         degenerate=DEGENERATE,
         baseline=baseline,
         reward_pairs=reward_models or {},
@@ -177,6 +183,7 @@ def test_accuracy_by_hand():
     assert metrics["accuracy"]["dpo"] == {
         "macro": pytest.approx((1 + 1 + 0.125) / 3, abs=1e-6),
         "seen": pytest.approx((1 + 1 + 0.125) / 3, abs=1e-6),
+        "micro": (4 + 2 + 0.5) / 10,
         "worst_user": 0.125,
         "generic": pytest.approx((1 + 1 + 0.125) / 3, abs=1e-6),
         "unseen": 0.5,
@@ -203,9 +210,10 @@ def test_what_personalising_costs_unknown_users_by_hand():
     assert result.metrics["generic_gain"] == {
         "pdpo_vs_dpo": {"unseen": -0.25, "seen": pytest.approx((-0.25 + 0 + 0.5) / 3, abs=1e-6)}
     }
-    # Three users: the interval is drawn from their differences. A single one gives none.
+    # Three users tell little of others, and a single one nothing.
     spread = result.metrics["interval"]["generic_gain"]["pdpo_vs_dpo"]
-    assert spread == {"seen": {"low": -0.25, "high": 0.5}}
+    assert set(spread) == {"seen"}
+    assert spread["seen"]["low"] < -0.5
     assert result.metrics["accuracy"]["pdpo"]["unseen"] == 0.25
     assert small_evaluation().metrics["generic_gain"] == {"pdpo_vs_dpo": {"unseen": 0, "seen": 0}}
 
@@ -233,7 +241,7 @@ def test_gains_between_personalised_methods_are_over_the_same_users():
     assert gains["pdpo_vs_pdpo_text"] == pytest.approx((0 + 0 + 0.125) / 3, abs=1e-6)
     spread = result.metrics["interval"]["accuracy_gain"]["pdpo_vs_pdpo_text"]
     # Two users without a difference, and one with.
-    assert (spread["low"], spread["high"]) == (0.0, 0.125)
+    assert spread["low"] < 0.0 < 0.125 < spread["high"]
     assert result.metrics["win_rate"]["pdpo_vs_pdpo_text"]["comparisons"] == 1
 
 
@@ -252,6 +260,18 @@ def test_win_rates_by_hand():
             "longer": {"win": 0.5, "loss": 0.0, "tie": 0.5, "win_rate": 1.0, "comparisons": 4},
             "shorter": {"win": 1.0, "loss": 0.0, "tie": 0.0, "win_rate": 1.0, "comparisons": 2},
         },
+        # All answers to p1 are cut off.
+        "finished": {
+            "win": pytest.approx(2 / 3, abs=1e-6),
+            "loss": 0.0,
+            "tie": pytest.approx(1 / 3, abs=1e-6),
+            "win_rate": 1.0,
+            "comparisons": 3,
+            "groups": {
+                "longer": {"win": 0.5, "loss": 0.0, "tie": 0.5, "win_rate": 1.0, "comparisons": 2},
+                "shorter": {"win": 1.0, "loss": 0.0, "tie": 0.0, "win_rate": 1.0, "comparisons": 1},
+            },
+        },
         # Generic MIDDLE against LONG and empty: shorter wins both, longer loses the first.
         "unseen": {"win": 0.75, "loss": 0.25, "tie": 0.0, "win_rate": 0.75, "comparisons": 4},
     }
@@ -262,10 +282,12 @@ def test_win_rates_by_hand():
     # The generic answers are the base model's: ties only, so no win rate.
     assert base["unseen"] == {"win": 0.0, "loss": 0.0, "tie": 1.0, "comparisons": 4}
     assert (base["macro"], base["worst_user"]) == (pytest.approx((1 + 0.5 + 1) / 3, abs=1e-6), 0.5)
-    # Of three users the interval is over users; that of the worst keeps them.
+    # Of three users; that of the worst is of her one win and one loss.
     spread = metrics["interval"]["win_rate"]["pdpo_vs_base"]
-    assert spread["macro"] == {"low": 0.5, "high": 1.0}
-    assert (spread["worst_user"]["low"], spread["worst_user"]["high"]) == (0.0, 1.0)
+    assert spread["macro"]["low"] < 0.3
+    assert spread["macro"]["high"] == pytest.approx(1.0, abs=1e-3)
+    exact = stats.binomtest(1, 2).proportion_ci(0.95, "exact")
+    assert spread["worst_user"] == pytest.approx({"low": exact.low, "high": exact.high}, abs=1e-6)
 
 
 def test_a_personalised_baseline_is_always_the_other_method():
@@ -292,7 +314,7 @@ def test_a_personalised_baseline_is_always_the_other_method():
     assert figures["told"]["win_rate"] == 0.0
     evaluation = evaluation_of(last) | {"baseline": "pdpo", "subject": "told"}
     assert "told against P-DPO, wins: 0%" in render(last.metrics, evaluation)
-    answer = headline.write(last.metrics, ["pdpo", "told"], "told", "pdpo")
+    answer = headline.write(last.metrics, ["pdpo", "told"], "told", "pdpo", margin=0.02)
     assert any("wins 0% against P-DPO" in sentence for sentence in answer.sentences)
 
 
@@ -348,6 +370,7 @@ def test_judge_agreement_and_counts():
         "groups": {"longer": 2, "shorter": 1},
         "pairs": {"seen": 10, "unseen": 2},
         "prompts": {"judged": 4, "answered": 2},
+        "units": 4,
     }
 
 
@@ -357,7 +380,7 @@ def test_every_section_of_the_metrics_is_described_in_the_docs():
     result = small_evaluation(judges=both, reward_models={"pdpo": pairs_table(own)})
     text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8").replace("\\", "")
     sections = set(result.metrics) - {"interval"}
-    assert {"judges", "reward_models", "generic_gain"} < sections
+    assert {"judges", "reward_models", "generic_gain", "power"} < sections
     missing = [name for name in sections if not re.search(rf"^(## |[^#\n]*`){name}\b", text, re.M)]
     assert not missing, f"docs/metrics.md must say what these sections are: {', '.join(missing)}"
 
@@ -375,7 +398,6 @@ def test_intervals_mirror_the_figures_and_hold_them():
     figures = dict(leaves({k: v for k, v in metrics.items() if k not in ("interval", "counts")}))
     intervals = {k: v for k, v in metrics["interval"].items() if isinstance(v, dict)}
     assert metrics["interval"]["level"] == 0.95
-    assert metrics["interval"]["replicates"] == 200
     for (*path, end), value in leaves(intervals):
         same = tuple(path[:-1] if path[-1] == "same_users" else path)
         assert end in ("low", "high")
@@ -394,13 +416,115 @@ def test_metrics_are_finite_json_and_repeatable():
     assert all(np.isfinite(value) for _, value in leaves(first))
 
 
-def test_pair_gains_add_up_to_the_macro_gain():
+def test_gains_are_those_in_macro_accuracy():
     _, own = held_out_pairs()
-    gains = preferences.pair_gains(pairs_table(own), pairs_table({}))
-    assert len(gains) == 10
-    assert gains["weight"].sum() == pytest.approx(3)
-    gain = (gains["weight"] * gains["gain"]).sum() / gains["weight"].sum()
-    assert gain == pytest.approx(0.5 / 3)
+    units = pd.Series({f"{user}-{i}": f"d{i}" for user in USERS for i in range(4)})
+    one, two = (preferences.predictions(pairs_table(table), units) for table in (own, {}))
+    found = preferences.accuracy_gain(Intervals(), one, two, "test", "user")
+    assert found.others.value == found.same_users.value == pytest.approx(0.5 / 3)
+    assert (found.pairs, found.users) == (10, 3)
+    # The very same margins are the very same model.
+    same = preferences.accuracy_gain(Intervals(), two, two, "test", "user")
+    assert same.others == same.same_users == (0.0, (0.0, 0.0), 0.0, None)
+    # Equally many right are not.
+    other = preferences.predictions(pairs_table({"ann": [2.0, 2.0, 1.0, 3.0]}), units)
+    assert (
+        preferences.accuracy_gain(Intervals(), other, two, "test", "user").others.interval.high
+        > 0.1
+    )
+    assert preferences.accuracy_gain(Intervals(), one.head(0), two, "test", "user") is None
+
+
+def many_users(count, seed=0):
+    """Scored pairs of two methods: the second is wrong about every tenth user, the first never."""
+    rng = np.random.default_rng(seed)
+    rows = {"one": [], "two": []}
+    for i in range(count):
+        for split, pairs in (("test", 20), ("validation", 10)):
+            for name, skill in (("one", 0.8), ("two", 0.2 if i % 10 == 0 else 0.8)):
+                margins = np.where(rng.random(pairs) < skill, 1.0, -1.0)
+                rows[name] += pair_rows(f"u{i:03}", "g", split, "user", margins)
+    tables = {name: pd.DataFrame(table) for name, table in rows.items()}
+    for table in tables.values():
+        table["pair_id"] = table["split"] + table["pair_id"]
+    return tables
+
+
+def evaluation_of_many(tables):
+    ids = tables["one"]["pair_id"].unique()
+    answers = {
+        "one": generated_table("one", {"p0": LONG}, {("u000", "g"): {"p0": LONG}}),
+        "two": generated_table("two", {"p0": LONG}),
+    }
+    return Evaluation(
+        {name: Tables(answers[name], None, table) for name, table in tables.items()},
+        tables["one"][tables["one"]["split"] == "test"],
+        pd.DataFrame({"user_id": [], "group": []}),
+        units=pd.Series(ids, index=ids),
+        training_pairs=pd.Series([1000] + [10] * 99),
+        verdicts=None,
+        intervals=Intervals(),
+        margin=0.02,
+        degenerate=DEGENERATE,
+        baseline="two",
+    )
+
+
+def test_pairs_of_validation_are_in_no_figure_but_their_own():
+    tables_ = many_users(12)
+    whole = evaluation_of_many(tables_).metrics
+    test = {name: table[table["split"] == "test"] for name, table in tables_.items()}
+    without = evaluation_of_many(test).metrics
+    own = tables_["two"][tables_["two"]["split"] == "validation"]
+    assert whole["accuracy"]["two"].pop("validation") == pytest.approx(
+        (own["margin"] > 0).mean(), abs=1e-6
+    )
+    assert "validation" not in without["accuracy"]["two"]
+    assert whole["accuracy"]["two"] == without["accuracy"]["two"]
+    assert whole["accuracy_gain"] == without["accuracy_gain"]
+    # Whom the baseline serves worst is known from validation alone.
+    assert set(whole["worst_tenth_gain"]) == {"one_vs_two"}
+    assert "worst_tenth_gain" not in without
+    table = tables.per_user(evaluation_of_many(tables_)).set_index("user_id")
+    first = own[own["user_id"] == "u000"]["margin"] > 0
+    assert table.loc["u000", "validation_two"] == first.mean()
+    assert table.loc["u000", ["pairs", "pairs_validation"]].tolist() == [20, 10]
+
+
+def test_the_worst_tenth_gains_what_it_gains_and_not_by_luck():
+    gains, lucky = [], []
+    for seed in range(8):
+        found = evaluation_of_many(many_users(40, seed)).metrics
+        gains.append(found["worst_tenth_gain"]["one_vs_two"])
+        # Two methods that are equally good for all.
+        same = many_users(40, 100 + seed)
+        twin = many_users(40, 200 + seed)["one"]
+        lucky.append(
+            evaluation_of_many({"one": same["one"], "two": twin}).metrics["worst_tenth_gain"][
+                "one_vs_two"
+            ]
+        )
+    assert np.mean(gains) == pytest.approx(0.6, abs=0.07)
+    assert np.mean(lucky) == pytest.approx(0.0, abs=0.06)
+
+
+def test_what_the_data_could_have_shown():
+    tables_ = many_users(30)
+    result = evaluation_of_many(tables_)
+    power = result.metrics["power"]["one_vs_two"]
+    one, two = (result.predictions[name] for name in ("one", "two"))
+    gain = preferences.accuracy_gain(Intervals(), one, two, "test", "user")
+    assert power["detectable"] == pytest.approx(gain.others.detectable(0.95), abs=1e-6)
+    assert power["detectable"] > power["detectable_same_users"] > 0
+    size = abs(gain.others.value)
+    assert power["pairs"] == np.ceil(600 * (gain.same_users.detectable(0.95) / size) ** 2)
+    assert power["users"] == max(8, np.ceil(30 * (gain.others.detectable(0.95) / size) ** 2))
+
+
+def test_that_training_weighs_choices_is_said_where_they_are_uneven():
+    uneven = evaluation_of_many(many_users(12))
+    assert any("A tenth of the users made 55% of the training" in note for note in uneven.notes)
+    assert not any("training choices" in note for note in small_evaluation().notes)
 
 
 def test_without_judge_or_base_the_rest_is_computed_and_a_note_says_so():
@@ -455,7 +579,7 @@ def test_methods_keep_their_order_but_for_trained_personalised_ones_which_come_l
 
 
 def test_unseen_users_get_answers_of_their_own_where_there_are_any():
-    about = {"prompt_id": "p", "prompt": PROMPT, "state": "healthy"}
+    about = {"prompt_id": "p", "prompt": PROMPT, "state": "healthy", "finished": True}
     generic = about | {"condition": "generic", "user_id": None, "group": None, "text": "g"}
     own = about | {"condition": "unseen", "user_id": "zoe", "group": "shorter", "text": "z"}
     left_out = own | {"user_id": "uma", "text": "u"}
@@ -480,7 +604,8 @@ MARGINS = st.lists(st.sampled_from([-1.5, 0.0, 0.5, float("nan")]), min_size=1, 
 @given(st.dictionaries(st.sampled_from("abcde"), MARGINS, min_size=1))
 def test_per_user_accuracy_equals_a_loop(margins):
     rows = [row for user, m in margins.items() for row in pair_rows(user, "g", "test", "user", m)]
-    table = preferences.accuracy_by_user(pd.DataFrame(rows)).set_index("user_id")
+    scored = preferences.predictions(pd.DataFrame(rows), pd.Series(dtype=str))
+    table = preferences.accuracy_by_user(scored).set_index("user_id")
     for user, values in margins.items():
         worth = [1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in values]
         assert table.loc[user, "accuracy"] == pytest.approx(sum(worth) / len(worth))

@@ -39,11 +39,12 @@ from transformers import (
 import naive
 from personal import enliven, gradients, personalise, random_user_model
 from prlhf.data.prompts import canonical_prompt
-from prlhf.generation import complete, decoding
+from prlhf.generation import complete
 from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder, load_base, without_dropout
 from prlhf.models.packing import Row, takes_tree_mask
 from prlhf.models.personalized import PersonalizedLM
+from prlhf.sampling import decoding
 from tiny import tiny_tokenizer
 
 IDS: dict[str, Any] = {"vocab_size": 258, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}

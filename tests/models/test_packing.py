@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import naive
 from personal import TOKENS, USERS, assert_same_gradients, gradients, personalise
+from prlhf.models import personalized
 from prlhf.models.base import BaseModel
 from prlhf.models.packing import (
     PAD,
@@ -187,6 +189,36 @@ def test_score_gives_results_in_order_whatever_the_batches(tiny_base: BaseModel)
         assert scores.tokens.tolist() == [len(r) for row in rows for r in row.responses]
         assert scores.features.shape == (14, lm.base.hidden_size)
         assert not scores.logps.requires_grad
+
+
+def test_rows_are_encoded_when_it_is_their_turn(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = personalise(tiny_base)
+    rows = [Row(i % 4, [5 + i], [[7 + i, 8]] * (1 + i % 2)) for i in range(8)]
+    encoded: list[Row] = []
+    ahead = []
+
+    def encode() -> Iterator[Row]:
+        for row in rows:
+            encoded.append(row)
+            yield row
+
+    collect = lm.collect
+
+    def watch(*arguments: Any, **options: Any) -> personalized.Scores:
+        ahead.append(len(encoded))
+        return collect(*arguments, **options)
+
+    expected = lm.score(rows, label="", features=True)
+    monkeypatch.setattr(personalized, "CHUNK", 3)
+    monkeypatch.setattr(lm, "collect", watch)
+    got = lm.score(encode(), label="", total=8, features=True)
+    assert ahead == [3, 6, 8]
+    for name in ("logps", "tokens", "last", "features"):
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name))
+    assert got.features.dtype == torch.float16
+    assert len(lm.score([], label="", features=True).features) == 0
 
 
 def test_a_prompt_with_very_many_responses(tiny_base: BaseModel) -> None:

@@ -165,7 +165,7 @@ def test_the_card(tree: Path) -> None:
             "tokens": 2,
             "dim": 32,
             "clusters": 3,
-            "generic_pull": 0.0,
+            "trust": 1.0,
         },
         "method": "pdpo",
         "objective": {"alpha": 0.5},

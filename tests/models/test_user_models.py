@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import naive
-from personal import USERS, random_user_model
+from personal import USERS, random_user_model, with_prior
 from prlhf.data import GENERIC
 from prlhf.infra.errors import UserError
+from prlhf.models.start import Prior
 from prlhf.models.user_model import (
     KINDS,
     ClusterUserModel,
@@ -39,14 +41,7 @@ def step(model: UserModel, users: list[int], optimizer: torch.optim.Optimizer) -
 
 
 def optimizer_of(model: UserModel, lr: float = 0.1) -> torch.optim.Optimizer:
-    return build_optimizer(
-        lora=[],
-        user_dense=model.dense_parameters(),
-        user_tables=model.sparse_parameters(),
-        lora_lr=0.0,
-        user_lr=lr,
-        weight_decay=0.0,
-    )
+    return build_optimizer([], model, lora_lr=0.0, user_lr=lr, weights_lr=lr, weight_decay=0.0)
 
 
 @pytest.mark.parametrize("kind", PERSONAL)
@@ -67,7 +62,7 @@ def test_uniform_users_have_no_tokens() -> None:
 
 
 def test_a_new_individual_model_knows_no_differences() -> None:
-    model = IndividualUserModel(USERS, 2, DIM)
+    model = IndividualUserModel(USERS, 2, DIM, clusters=0)
     with torch.no_grad():
         model.shared.normal_()
     got = model(torch.tensor([0, 1, 2, 3]))
@@ -79,6 +74,7 @@ def test_the_generic_user_of_an_individual_model_has_no_offset_whatever_the_tabl
     model = random_user_model("individual", DIM)
     with torch.no_grad():
         model.offsets.weight[GENERIC] = 9.0
+        model.weights[GENERIC] = torch.tensor([3.0, 0.0, -1.0])
     assert torch.equal(model(torch.tensor([GENERIC]))[0], model.shared)
 
 
@@ -167,47 +163,132 @@ def test_row_wise_adam_is_adam_on_the_rows_it_meets() -> None:
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-3, atol=0)
 
 
-def test_offset_penalty_is_the_mean_squared_offset() -> None:
-    model = IndividualUserModel(USERS, 2, DIM, offset_penalty=0.5)
-    with torch.no_grad():
-        model.offsets.weight[1] = 2.0
-        model.offsets.weight[2, 0] = 10.0
-    got = model.penalty(torch.tensor([1, 2, GENERIC, 3]))
-    # 0.5 * 2^2; 0.5 * 10^2 / 10; nothing for the generic user and for a user without offset
-    assert got.tolist() == [2.0, 5.0, 0.0, 0.0]
+# -- where users are put, and what draws them there --------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+def test_a_placed_user_is_where_others_of_the_mixture_are_on_average(kind: str) -> None:
+    model = random_user_model(kind, DIM)
+    before = model(torch.arange(4)).detach()
+    model.place(torch.tensor([2]), torch.tensor([[20.0, -20.0, -20.0]]))
+    after = model(torch.arange(4)).detach()
+    others = torch.tensor([0, 1, 3])
+    assert torch.equal(after[others], before[others])
+    if kind == "cluster":
+        torch.testing.assert_close(after[2], model.centres[0].detach())
+    else:
+        ahead = torch.tensor([1.0, 0.0, 0.0]) - model.weights[GENERIC].softmax(0)
+        expected = model.shared + torch.einsum("k,ktd->td", ahead, model.directions)
+        torch.testing.assert_close(after[2], expected.detach())
+
+
+def test_a_user_with_the_generic_mixture_is_the_generic_user_bit_for_bit() -> None:
+    one, other = random_user_model("individual", DIM), random_user_model("cluster", DIM)
+    for model, generic in ((one, one.weights[GENERIC]), (other, other.generic_weights.detach())):
+        model.place(torch.tensor([3]), generic[None].clone())
+        users = model(torch.tensor([3, GENERIC]))
+        assert torch.equal(users[0], users[1])
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+@given(users=indices)
+def test_the_penalty_is_that_of_the_definition(kind: str, users: list[int]) -> None:
+    model = naive.double(with_prior(random_user_model(kind, DIM)))
+    got = model.penalty(torch.tensor(users))
+    expected = [torch.as_tensor(naive.prior(model, user)).item() for user in users]
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["uniform", *PERSONAL])
-def test_there_is_no_penalty_unless_asked_for(kind: str) -> None:
+def test_without_a_prior_there_is_no_penalty(kind: str) -> None:
     model = random_user_model(kind, DIM)
     assert model.penalty(torch.tensor([0, 1, 2])).tolist() == [0, 0, 0]
+    with_prior(model)
+    loaded = build(model.users, model.config())
+    loaded.load_state_dict(model.state_dict())
+    assert loaded.penalty(torch.tensor([0, 1, 2])).tolist() == [0, 0, 0]
 
 
-def test_generic_pull_moves_only_the_generic_weights() -> None:
-    model = ClusterUserModel(USERS, 2, DIM, clusters=2, generic_pull=0.25)
+@pytest.mark.parametrize("kind", PERSONAL)
+def test_a_prior_counts_once_for_each_user_however_many_pairs_they_have(kind: str) -> None:
+    """And users without pairs of their own, who are in no batch but as the generic user, never."""
+    model = random_user_model(kind, DIM)
     with torch.no_grad():
-        model.weights.weight[1] = torch.tensor([1.0, 3.0])
-        model.weights.weight[2] = torch.tensor([3.0, 5.0])
-    penalty = model.penalty(torch.tensor([1, 2, GENERIC]))
-    assert penalty.tolist() == [0.25 * 10, 0.25 * 34, 0.0]
-    penalty[:2].mean().backward()
-    # 2 * 0.25 * (w_0 - mean of [1, 3] and [3, 5]) = 0.5 * -[2, 4]
-    assert model.generic_weights.grad.tolist() == [-1.0, -2.0]
-    assert model.weights.weight.grad is None
-    assert model.centres.grad is None
+        rows = model.weights.weight if kind == "cluster" else model.offsets.weight
+        rows[1:] = rows[1]
+    prior = Prior(torch.tensor([0.0, 4.0, 100.0, 0.0]), 1.5, 0.5, 0.3)
+    model.set_prior(prior)
+    if kind == "cluster":
+        model.starts.zero_()
+    one, other, none = model.penalty(torch.tensor([1, 2, 3])).tolist()
+    assert one > 0
+    assert 4 * one == pytest.approx(100 * other)
+    assert none == 0
 
 
-def test_generic_pull_finds_the_population_mean() -> None:
-    model = ClusterUserModel(USERS, 2, DIM, clusters=2, generic_pull=1.0)
+def test_without_a_spread_only_the_generic_user_is_drawn() -> None:
+    cluster, individual = (random_user_model(kind, DIM) for kind in ("cluster", "individual"))
+    for model in (cluster, individual):
+        model.set_prior(Prior(torch.tensor([0.0, 2.0, 2.0, 2.0]), None, None, 0.5))
+    with torch.no_grad():
+        cluster.weights.weight += 1
+    cluster.penalty(torch.tensor([1, 2])).sum().backward()
+    assert cluster.weights.weight.grad is None
+    gap = 2 * cluster.generic_weights - cluster.weights.weight[1:3].sum(0)
+    torch.testing.assert_close(cluster.generic_weights.grad, (0.5 * gap).detach())
+    assert individual.penalty(torch.tensor([1, 2])).tolist() == [0, 0]
+
+
+def test_the_generic_user_is_drawn_to_the_mean_user_not_to_the_mean_pair() -> None:
+    model = ClusterUserModel(USERS, 2, DIM, clusters=2)
     with torch.no_grad():
         model.weights.weight[1:] = torch.tensor([[1.0, 0.0], [2.0, 0.0], [6.0, -3.0]])
-    optimizer = torch.optim.SGD([model.generic_weights], lr=0.1)
+    pairs = torch.tensor([0, 1, 2, 5])
+    model.set_prior(Prior(pairs.float(), 1.0, None, 1.0))
+    optimizer = torch.optim.SGD([model.generic_weights], lr=0.5)
+    users = torch.arange(4).repeat_interleave(pairs)
     for _ in range(50):
         optimizer.zero_grad()
-        model.penalty(torch.tensor([1, 2, 3])).mean().backward()
+        model.penalty(users).mean().backward()
         optimizer.step()
     mean = torch.tensor([3.0, -1.0])
     torch.testing.assert_close(model.generic_weights.data, mean, rtol=1e-3, atol=0)
+
+
+def test_the_mean_over_pairs_is_least_where_each_users_posterior_is_highest() -> None:
+    """Newton's method on minus each user's own log-posterior finds what SGD on batches would."""
+    spread, counts = 0.8, [0, 2, 30]
+    model = ClusterUserModel(["few", "many"], 1, 1, clusters=2).double()
+    users = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    with torch.no_grad():
+        model.centres.copy_(torch.tensor([[[0.0]], [[1.0]]]))
+        model.weights.weight[1:] = torch.tensor([[0.3, -0.3], [0.3, -0.3]])
+    model.set_prior(Prior(torch.tensor(counts).double(), spread, None, 0.0))
+    # Everybody wants the second cluster, in all of their pairs.
+    optimizer = torch.optim.LBFGS([model.weights.weight], max_iter=200, tolerance_grad=1e-12)
+    model.weights.sparse = False
+
+    def mean_loss() -> Tensor:
+        optimizer.zero_grad()
+        losses = torch.nn.functional.softplus(-4 * model(users).flatten())
+        loss = (losses + model.penalty(users)).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(mean_loss)
+    moved = []
+    for user, count in ((1, 2), (2, 30)):
+        own = model.weights.weight[user].detach()
+        # The logits move against each other; by symmetry one number says by how much.
+        x = torch.linspace(0, 4, 40_001, dtype=torch.float64)
+        share = torch.sigmoid(-2 * (0.3 - x))
+        posterior = count * torch.nn.functional.softplus(-4 * share) + 2 * x**2 / (2 * spread**2)
+        best = x[posterior.argmin()]
+        torch.testing.assert_close(0.3 - own[0], best, rtol=0, atol=2e-4)
+        torch.testing.assert_close(own[1] + 0.3, best, rtol=0, atol=2e-4)
+        moved.append(float(best))
+    assert 0.1 < moved[0] < 0.6
+    assert moved[1] > 2 * moved[0]
 
 
 def test_users_go_by_the_callers_ids() -> None:

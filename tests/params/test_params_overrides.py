@@ -25,7 +25,7 @@ def test_no_change_gives_the_same_text():
 
 
 def test_only_the_lines_of_the_keys_change_and_comments_stay():
-    text = overridden(COMMITTED, {"train.beta": 0.125, "optimizer.max_steps": None, "seed": 11})
+    text = overridden(COMMITTED, {"train.beta": 0.125, "optimizer.eval_pairs": None, "seed": 11})
     different = [
         (before, after)
         for before, after in zip(LINES, text.splitlines(), strict=True)
@@ -34,7 +34,7 @@ def test_only_the_lines_of_the_keys_change_and_comments_stay():
     assert [after.split("#")[0].strip() for _, after in different] == [
         "seed: 11",
         "beta: 0.125",
-        "max_steps: null",
+        "eval_pairs: null",
     ]
     for before, after in different:
         assert after.partition("#")[1:] == before.partition("#")[1:]
@@ -100,6 +100,14 @@ def test_an_unknown_key_names_the_nearest_and_all_faults_are_told():
         (
             {"optimizer.batch_size": 4, "optimizer.micro_batch_size": 3},
             "optimizer.micro_batch_size: must divide batch_size (4), not 3",
+        ),
+        (
+            {"optimizer.batch_size": "auto", "optimizer.micro_batch_size": 3},
+            "optimizer.micro_batch_size: must be a power of two, as batch_size: auto is, not 3",
+        ),
+        (
+            {"optimizer.batch_size": "auto", "launch.processes": 3, "launch.machines": 2},
+            "optimizer.batch_size: auto is a power of two, which 6 processes (launch) cannot share",
         ),
     ],
 )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
-import itertools
+import hashlib
 import os
 import shutil
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from prlhf import cli
 from prlhf.infra.errors import UserError
-from prlhf.metrics.bootstrap import Bootstrap
+from prlhf.metrics.intervals import Intervals
 from prlhf.params import load
 from prlhf.project import ablation_page, ablation_results, ablation_runs, ablations
 from prlhf.project.ablation_results import Result
@@ -25,7 +27,7 @@ from prlhf.project.dvc import git
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "params.yaml"
 ABLATIONS = ROOT / "experiments/ablations"
-BOOTSTRAP = Bootstrap(seed=7, replicates=4000)
+INTERVALS = Intervals()
 GOOD = """\
 # Two alphas.
 title: Two alphas
@@ -64,7 +66,7 @@ def test_every_committed_ablation_is_good(name):
     found = ablations.read(name, ABLATIONS)
     assert found.about
     runs = ablations.resolve(found, COMMITTED)
-    assert len(runs) == len(found.settings) * len(found.seeds)
+    assert len(runs) == len(found.settings) * len({*found.seeds, *found.fresh})
     assert len({run.experiment for run in runs}) == len(runs)
     # Every setting is one of its own.
     for seed in found.seeds:
@@ -181,37 +183,35 @@ def test_an_unknown_name_is_answered_with_the_nearest(ablation, capsys):
 # -- statistics ------------------------------------------------------------------------------------
 
 
+def crossed(table, sizes=20, estimate=INTERVALS.share):
+    """The estimate of a table of users and seeds; NaN where there is no figure."""
+    by_seed = [
+        {str(user): value for user, value in enumerate(column) if np.isfinite(value)}
+        for column in np.asarray(table).T
+    ]
+    pairs = [dict.fromkeys(values, sizes) for values in by_seed]
+    return ablation_results._crossed(estimate, by_seed, pairs)
+
+
 def test_the_mean_is_over_all_users_and_seeds():
-    table = np.array([[0.5, 1.0], [0.25, np.nan], [np.nan, np.nan]])
-    assert BOOTSTRAP.crossed_mean(table).value == pytest.approx((0.5 + 1.0 + 0.25) / 3)
-    assert BOOTSTRAP.crossed_mean(np.full((2, 2), np.nan)) is None
-    assert BOOTSTRAP.crossed_mean(np.empty((0, 2))) is None
-    assert BOOTSTRAP.crossed_mean([[0.5, 0.7]]).interval is None
+    table = [[0.5, 1.0], [0.25, np.nan], [np.nan, np.nan]]
+    assert crossed(table).value == pytest.approx((0.5 + 1.0 + 0.25) / 3)
+    assert crossed(np.full((2, 2), np.nan)) is None
+    assert crossed(np.empty((0, 2))) is None
+    assert crossed([[0.5, 0.7]]).interval is None
 
 
 def test_with_one_seed_it_is_the_interval_over_users():
-    values = np.random.default_rng(0).random(12)
-    found, known = BOOTSTRAP.crossed_mean(values[:, None]), BOOTSTRAP.mean(values)
-    assert found.value == pytest.approx(known.value)
-    assert found.interval == pytest.approx(known.interval, abs=0.01)
-
-
-def test_intervals_against_every_possible_draw():
-    """Two users and two seeds: 4 x 4 equally likely draws, all of which are written out."""
-    table = np.array([[0.0, 0.4], [1.0, 0.8]])
-    draws = list(itertools.product(range(2), repeat=2))
-    means = [table[np.ix_(users, seeds)].mean() for users in draws for seeds in draws]
-    for level in (0.6, 0.8, 0.9):
-        tail = (1 - level) / 2
-        known = np.quantile(np.repeat(means, 500), [tail, 1 - tail])
-        found = Bootstrap(3, 8000, level).crossed_mean(table).interval
-        assert found == pytest.approx(known, abs=1e-9)
+    values = np.random.default_rng(0).uniform(-0.5, 0.5, 12)
+    found = crossed(values[:, None], 1000, INTERVALS.difference)
+    half = stats.t.ppf(0.975, 11) * values.std(ddof=1) / np.sqrt(12)
+    assert found.interval == pytest.approx((values.mean() - half, values.mean() + half), abs=1e-3)
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    users = np.array([0.4, 0.5, 0.6])[:, None]
-    alike = BOOTSTRAP.crossed_mean(users + np.zeros(3)).interval
-    apart = BOOTSTRAP.crossed_mean(users + np.array([-0.3, 0.0, 0.3])).interval
+    users = np.linspace(-0.1, 0.1, 6)[:, None]
+    alike = crossed(users + np.zeros(4), 1000, INTERVALS.difference).interval
+    apart = crossed(users + np.linspace(-0.3, 0.3, 4), 1000, INTERVALS.difference).interval
     assert apart.high - apart.low > 2 * (alike.high - alike.low)
 
 
@@ -223,11 +223,15 @@ ACCURACY = {
     "one": {7: (0.5, 0.6, 0.7), 8: (0.6, 0.6, 0.9)},
     "two": {7: (0.9, 0.8, 0.7), 8: (1.0, 0.7, 0.8)},
 }
+VALIDATION = {
+    "one": {7: (0.9, 0.9, 0.9), 8: (0.1, 0.1, 0.1)},
+    "two": {7: (0.5, 0.6, 0.7), 8: (0.6, 0.6, 0.6)},
+}
 GENERIC = {name: dict.fromkeys(SEEDS, (0.3, 0.4, 0.5)) for name in ACCURACY}
 
 
 def comparison(
-    *, kinds=("uniform", "cluster"), dpo=(), seconds=None
+    *, kinds=("uniform", "cluster"), dpo=(), seconds=None, fresh=()
 ) -> ablation_results.AblationTable:
     """Two settings, two seeds, three users, with the figures above."""
     params = load(COMMITTED)
@@ -236,7 +240,7 @@ def comparison(
         for name, kind in zip(ACCURACY, kinds, strict=True)
     ]
     about = Ablation(
-        "ab", "About.", "A title", "pdpo", "", SEEDS, "one", settings, {"train.alpha": 0.5}
+        "ab", "About.", "A title", "pdpo", "", SEEDS, fresh, "one", settings, {"train.alpha": 0.5}
     )
     runs, found = [], []
     for seed in SEEDS:
@@ -252,6 +256,9 @@ def comparison(
                 Result(
                     FoundRun(run, "c" * 40, "s" * 40),
                     served=dict(zip(USERS, ACCURACY[name][seed], strict=True)),
+                    validation=dict(zip(USERS, VALIDATION[name][seed], strict=True)),
+                    sizes=dict.fromkeys(USERS, 30.0),
+                    validation_sizes=dict.fromkeys(USERS, 10.0),
                     generic=dict(zip(USERS, GENERIC[name][seed], strict=True)),
                     unseen={},
                     baseline=dict(zip(USERS, dpo, strict=False)),
@@ -259,7 +266,7 @@ def comparison(
                     seconds=seconds,
                 )
             )
-    return ablation_results.tabulate(about, runs, found, BOOTSTRAP)
+    return ablation_results.tabulate(about, runs, found, INTERVALS)
 
 
 def test_figures_of_a_setting_against_naive_ones():
@@ -269,18 +276,57 @@ def test_figures_of_a_setting_against_naive_ones():
     assert one.difference is None
     differences = np.array([[0.4, 0.4], [0.2, 0.1], [0.0, -0.1]])
     assert two.difference.value == pytest.approx(differences.mean())
-    # Drawn by hand, one user and one seed at a time.
-    rng = np.random.default_rng(1)
-    drawn = [
-        np.mean([differences[u, s] for u in rng.integers(3, size=3) for s in seeds])
-        for seeds in rng.integers(2, size=(4000, 2))
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    assert two.difference.interval == pytest.approx((low, high), abs=0.02)
+    # Users and seeds by hand: 2 and 1 degrees of freedom, together Satterthwaite's.
+    residuals = (differences - differences.mean()) / 6
+    users, seeds, cells = (
+        (residuals.sum(axis=axis) ** 2).sum() if axis is not None else (residuals**2).sum()
+        for axis in (1, 0, None)
+    )
+    parts = [(users * 3 / 2, 2), (seeds * 2, 1)]
+    variance = max(sum(part for part, _ in parts) - cells, parts[0][0], parts[1][0])
+    freedom = max(variance**2 / sum(part**2 / free for part, free in parts), 1)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    low, high = differences.mean() - half, differences.mean() + half
+    assert two.difference.interval == pytest.approx((max(low, -1), min(high, 1)))
     assert two.worst_user == pytest.approx((0.7 + 0.7) / 2)
     assert two.generic.value == pytest.approx(0.4)
     assert two.nll == pytest.approx(8.5)
     assert (two.users, two.seeds, two.unseen, two.words) == (3, [7, 8], None, None)
+
+
+def test_settings_are_chosen_on_validation_and_told_by_fresh_seeds():
+    table = comparison()
+    assert [row.validation.value for row in table.rows] == pytest.approx([0.5, 0.6])
+    assert table.best == "two"
+    text = ablation_page.text(table)
+    assert "Best on pairs of validation, with seeds 7, 8: two. No seed is fresh" in flat(text)
+    # With seed 7 alone to choose by, the other is best; what is told is of seed 8 alone.
+    about = replace(table.ablation, seeds=(7,), fresh=(8,))
+    runs = [each.found.run for each in table.results]
+    fresh = ablation_results.tabulate(about, runs, table.results, INTERVALS)
+    assert [row.validation.value for row in fresh.rows] == pytest.approx([0.9, 0.6])
+    assert fresh.best == "one"
+    assert [row.seeds for row in fresh.rows] == [[8], [8]]
+    assert fresh.rows[0].accuracy.value == pytest.approx((0.6 + 0.6 + 0.9) / 3)
+    assert "mean over 3 users and seed 8." in flat(ablation_page.text(fresh))
+    assert "No setting is chosen by seed 8, fresh" in flat(ablation_page.text(fresh))
+    tree = ablation_page.as_json(fresh)
+    assert (tree["seeds"], tree["best_on_validation"]) == (
+        {"chosen_by": (7,), "reported": (8,)}, "one",
+    )  # fmt: skip
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_fresh_seeds_run_as_well_and_are_no_others(ablation):
+    ablation("two", GOOD.replace("seeds: [7, 8]", "seeds: [7]\nfresh: [9]"))
+    assert [run.seed for run in resolved("two")] == [7, 7, 9, 9]
+    assert ablations.read("two", seeds=[3]).fresh == ()
+    ablation("two", GOOD.replace("seeds: [7, 8]", "seeds: [7]\nfresh: [7]"))
+    with pytest.raises(UserError, match=r"two.yaml:5: fresh: must list seeds that settings are"):
+        ablations.read("two")
 
 
 def test_the_cost_is_against_one_model_for_all():
@@ -298,8 +344,9 @@ def test_the_baseline_is_that_of_the_run_s_own_parameters(monkeypatch):
     evaluate = run.params.evaluate.model_copy(update={"baseline": "mine"})
     run = run._replace(params=run.params.model_copy(update={"evaluate": evaluate}))
     files = {
-        "reports/per_user.csv": "user_id,seen,accuracy_dpo,accuracy_mine,accuracy_pdpo\n"
-        "ada,True,0.1,0.5,0.75\nben,False,0.1,0.5,0.5\n",
+        "reports/per_user.csv": "user_id,seen,pairs,accuracy_dpo,accuracy_mine,accuracy_pdpo,"
+        "pairs_validation,validation_pdpo\nada,True,4,0.1,0.5,0.75,2,0.5\n"
+        "ben,False,2,0.1,0.5,0.5,,\n",
         "reports/headline.json": '{"pdpo": {"words": 20.0, "accuracy": 0.75}}',
     }
     monkeypatch.setattr(ablation_results, "show", lambda project, commit, path: files[path])
@@ -307,6 +354,8 @@ def test_the_baseline_is_that_of_the_run_s_own_parameters(monkeypatch):
     found = ablation_results.read_result(project, FoundRun(run, "c" * 40, "s" * 40), "pdpo")
     assert (found.served, found.unseen) == ({"ada": 0.75}, {"ben": 0.5})
     assert (found.baseline, found.generic) == ({"ada": 0.5}, {})
+    assert (found.validation, found.validation_sizes) == ({"ada": 0.5}, {"ada": 2.0})
+    assert found.sizes == {"ada": 4.0, "ben": 2.0}
     assert (found.figures, found.seconds) == ({"words": 20.0}, None)
 
 
@@ -314,7 +363,7 @@ def test_missing_runs_are_named_and_left_out_of_pairs():
     table = comparison()
     kept = [each for each in table.results if each.found.run.experiment != "ablate-ab-one-8"]
     runs = [each.found.run for each in table.results]
-    part = ablation_results.tabulate(table.ablation, runs, kept, BOOTSTRAP)
+    part = ablation_results.tabulate(table.ablation, runs, kept, INTERVALS)
     assert part.missing == ["ablate-ab-one-8"]
     assert part.rows[0].seeds == [7]
     # On seed 7 alone.
@@ -326,11 +375,13 @@ def test_the_pages_say_the_same():
     table = comparison(seconds=12.4)
     text = ablation_page.markdown(table, "ab.svg")
     assert (
-        "| Setting | Accuracy | Against one | Worst user | As unknown | Cost | Nats/token |" in text
+        "| Setting | On validation | Accuracy | Against one | Worst user | As unknown | Cost |"
+        in text
     )
     lines = [line for line in text.splitlines() if line.startswith("| two")]
-    assert [cell.strip() for cell in lines[0].split("|")][1:4] == [
+    assert [cell.strip() for cell in lines[0].split("|")][1:5] == [
         "two",
+        ablation_page._share(table.rows[1].validation),
         ablation_page._share(table.rows[1].accuracy),
         ablation_page._points(table.rows[1].difference),
     ]
@@ -347,7 +398,7 @@ def test_the_pages_say_the_same():
     tree = ablation_page.as_json(table)
     assert tree["settings"][1]["figures"]["difference"]["low"] == low
     assert tree["settings"][1]["runs"][0]["users"] == {"ada": 0.9, "ben": 0.8, "cy": 0.7}
-    assert max(map(len, ablation_page.text(table).splitlines()[-2:])) <= ablation_page.WIDTH
+    assert max(map(len, ablation_page.text(table).splitlines()[-3:])) <= ablation_page.WIDTH
 
 
 def test_the_drawing_has_a_bar_for_each_difference():
@@ -393,11 +444,11 @@ def commit(path: Path) -> None:
     git(path, "commit", "--quiet", "--message", "a change")
 
 
-def keep_experiment(run: AblationRun) -> None:
+def keep_experiment(run: AblationRun, reads: str = "{path: src/code}") -> None:
     """As DVC keeps a run that started from HEAD: a commit that only `refs/exps` knows."""
     head = git(Path(), "rev-parse", "HEAD").strip()
     Path("params.yaml").write_text(run.text, encoding="utf-8")
-    lock = "stages: {a: {deps: [{path: src/code}], outs: [{path: out}]}}\n"
+    lock = f"stages: {{a: {{deps: [{reads}], outs: [{{path: out}}]}}}}\n"
     Path("dvc.lock").write_text(lock, encoding="utf-8")
     commit(Path())
     git(Path(), "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{run.experiment}", "HEAD")
@@ -432,6 +483,28 @@ def test_runs_are_kept_until_a_file_in_the_directory_changes(project):
     assert ablation_runs.find(ablation_runs.project_to_run(), runs).keys() == wanted
     Path("src/code/more.py").write_text("more\n", encoding="utf-8")
     commit(project)
+    assert not ablation_runs.find(ablation_runs.project_to_run(), runs)
+
+
+def test_runs_may_read_a_file_outside_and_are_kept_until_it_changes(
+    project, ablation, tmp_path_factory
+):
+    feedback = tmp_path_factory.mktemp("outside") / "feedback.jsonl"
+    feedback.write_text("{}\n", encoding="utf-8")
+    ablation("two", f"{GOOD}base: {{data.source: local, data.path: '{feedback}'}}\n")
+    commit(project)
+    runs = resolved("two")
+    ablation_runs.require_committed(ablation_runs.project_to_run(), runs)
+    known = hashlib.md5(feedback.read_bytes(), usedforsecurity=False).hexdigest()
+    keep_experiment(runs[0], f"{{path: src/code}}, {{path: {feedback}, md5: {known}}}")
+    wanted = {runs[0].experiment}
+    assert ablation_runs.find(ablation_runs.project_to_run(), runs).keys() == wanted
+    Path("notes.txt").write_text("read by no stage\n", encoding="utf-8")
+    commit(project)
+    assert ablation_runs.find(ablation_runs.project_to_run(), runs).keys() == wanted
+    feedback.write_text("{}\n{}\n", encoding="utf-8")
+    assert not ablation_runs.find(ablation_runs.project_to_run(), runs)
+    feedback.unlink()
     assert not ablation_runs.find(ablation_runs.project_to_run(), runs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from personal import USERS, personalise
 from prlhf.data import GENERIC
 from prlhf.data.ids import content_hash
 from prlhf.data.prompts import canonical_prompt
-from prlhf.data.reference import load_reference, save_reference, text_key
+from prlhf.data.reference import FEATURES, LOGPS, Reference, load_reference, text_key
+from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM, Scores
@@ -74,8 +75,26 @@ def base_lm(tiny_base: BaseModel) -> PersonalizedLM:
     return PersonalizedLM.reference(tiny_base, Encoder(tiny_base.tokenizer, 64, 8))
 
 
-def test_every_distinct_text_is_scored_once(base_lm: PersonalizedLM) -> None:
-    reference = reference_pass(base_lm, [TRAIN, TEST, UNSEEN])
+Pass = Callable[..., Reference]
+
+
+@pytest.fixture
+def passed(base_lm: PersonalizedLM, tmp_path: Path) -> Pass:
+    """Run the pass and read what it wrote."""
+
+    def run(
+        tables: list[pd.DataFrame], reading: Encoder | None = None, **options: Any
+    ) -> Reference:
+        directory = tmp_path / f"reference-{len(list(tmp_path.iterdir()))}"
+        directory.mkdir()
+        reference_pass(base_lm, tables, directory, reading, **options)
+        return load_reference(directory)
+
+    return run
+
+
+def test_every_distinct_text_is_scored_once(passed: Pass, base_lm: PersonalizedLM) -> None:
+    reference = passed([TRAIN, TEST, UNSEEN])
     texts = {
         (prompt, response)
         for part in (TRAIN, TEST, UNSEEN)
@@ -85,18 +104,16 @@ def test_every_distinct_text_is_scored_once(base_lm: PersonalizedLM) -> None:
     assert set(reference.logps) == {text_key(*text) for text in texts}
     assert len(texts) == 7
     assert reference.features.shape == (7, base_lm.base.hidden_size)
-    assert reference.features.dtype == torch.float32
+    assert reference.features.dtype == torch.float16
     assert sorted(reference.rows.values()) == list(range(7))
     logp = logp_of(base_lm)
     for prompt, response in texts:
         key = text_key(prompt, response)
         assert reference.logps[key] == pytest.approx(logp(0, prompt, response), abs=1e-3)
-        # one token a byte and the end, cut at 8
-        assert reference.tokens[key] == min(len(response) + 1, 8)
 
 
-def test_features_are_mean_hidden_states(base_lm: PersonalizedLM) -> None:
-    reference = reference_pass(base_lm, [TRAIN])
+def test_features_are_mean_hidden_states(passed: Pass, base_lm: PersonalizedLM) -> None:
+    reference = passed([TRAIN])
     encoder = base_lm.encoder
     prompt, response = PROMPTS[0], "Yes."
     ids, answer = encoder.prompt(prompt), encoder.response(response)
@@ -106,26 +123,23 @@ def test_features_are_mean_hidden_states(base_lm: PersonalizedLM) -> None:
         ).last_hidden_state[0]
     mean = states[len(ids) - 1 : len(ids) - 1 + len(answer)].mean(0)
     got = reference.features[reference.rows[text_key(prompt, response)]]
-    torch.testing.assert_close(got, mean, rtol=1e-4, atol=1e-4)
+    # Half precision has 11 bits.
+    torch.testing.assert_close(got.float(), mean, rtol=2**-11, atol=1e-4)
 
 
-def test_differences_are_chosen_minus_rejected(base_lm: PersonalizedLM) -> None:
-    reference = reference_pass(base_lm, [TRAIN])
-    got = reference.differences(TRAIN)
-    for i, row in enumerate(TRAIN.to_dict("records")):
-        sides = [
-            reference.features[reference.rows[text_key(row["prompt"], row[side])]]
-            for side in ("chosen", "rejected")
-        ]
-        assert torch.equal(got[i], sides[0] - sides[1])
-    # The second user judged the same pair the other way round.
-    assert torch.equal(got[0], -got[1])
-    assert reference.differences(TRAIN.iloc[:0]).shape == (0, base_lm.base.hidden_size)
+def test_rows_are_those_of_the_chosen_and_the_rejected(passed: Pass) -> None:
+    reference = passed([TRAIN])
+    keys = list(reference.logps)
+    for rows, side in zip(reference.rows_of(TRAIN), ("chosen", "rejected"), strict=True):
+        assert rows.dtype == torch.int64
+        wanted = map(text_key, TRAIN["prompt"], TRAIN[side])
+        assert [keys[row] for row in rows.tolist()] == list(wanted)
+    assert [len(rows) for rows in reference.rows_of(TRAIN.iloc[:0])] == [0, 0]
 
 
-def test_the_result_does_not_depend_on_the_order_of_the_data(base_lm: PersonalizedLM) -> None:
-    one = reference_pass(base_lm, [TRAIN, TEST])
-    other = reference_pass(base_lm, [TEST.iloc[::-1], TRAIN.iloc[::-1]])
+def test_the_result_does_not_depend_on_the_order_of_the_data(passed: Pass) -> None:
+    one = passed([TRAIN, TEST])
+    other = passed([TEST.iloc[::-1], TRAIN.iloc[::-1]])
     assert one.logps == other.logps
     assert list(one.rows) == list(other.rows)
     assert torch.equal(one.features, other.features)
@@ -138,18 +152,30 @@ def test_texts_are_told_apart_by_prompt_and_response() -> None:
     assert (PROMPTS[0], None, ["No, never.", "Yes."]) in texts
 
 
-def test_a_reference_survives_its_files(base_lm: PersonalizedLM, tmp_path: Path) -> None:
-    reference = reference_pass(base_lm, [TRAIN])
-    save_reference(reference, tmp_path)
-    loaded = load_reference(tmp_path)
-    assert loaded.logps == reference.logps
-    assert loaded.tokens == reference.tokens
-    assert loaded.rows == reference.rows
-    assert torch.equal(loaded.features, reference.features)
+def test_features_are_read_when_asked_for(passed: Pass) -> None:
+    plain, reference = passed([TRAIN], features=False), passed([TRAIN])
+    assert plain.logps == reference.logps
+    assert [file.name for file in plain.directory.iterdir()] == [LOGPS]
+    with pytest.raises(UserError, match=r"features\.npy: no such file"):
+        _ = plain.features
+    # What is done to them does not reach the file.
+    reference.features.zero_()
+    assert load_reference(reference.directory).features.any()
+    whole = (reference.directory / FEATURES).read_bytes()
+    for damaged in (b"", whole[:-1]):
+        (reference.directory / FEATURES).write_bytes(damaged)
+        with pytest.raises(UserError, match=r"features\.npy: is damaged"):
+            _ = load_reference(reference.directory).features
 
 
-def test_pairs_are_encoded_with_their_reference(base_lm: PersonalizedLM) -> None:
-    reference = reference_pass(base_lm, [TRAIN])
+def test_a_reference_of_no_texts(passed: Pass, base_lm: PersonalizedLM) -> None:
+    reference = passed([TRAIN.iloc[:0]])
+    assert reference.logps == {}
+    assert reference.features.shape == (0, base_lm.base.hidden_size)
+
+
+def test_pairs_are_encoded_with_their_reference(passed: Pass, base_lm: PersonalizedLM) -> None:
+    reference = passed([TRAIN])
     encoder = base_lm.encoder
     weighted = TRAIN.assign(weight=[1.0, 2.0, 0.5])
     pairs = PreferenceDataset(weighted, reference.logps, encoder)
@@ -166,9 +192,9 @@ def test_pairs_are_encoded_with_their_reference(base_lm: PersonalizedLM) -> None
     assert (pairs[1].ref_chosen, pairs[1].ref_rejected) == (first.ref_rejected, first.ref_chosen)
 
 
-def test_an_untrained_model_has_no_margin(base_lm: PersonalizedLM) -> None:
+def test_an_untrained_model_has_no_margin(passed: Pass, base_lm: PersonalizedLM) -> None:
     """The reference pass and the policy agree on what a text is, to the last token."""
-    reference = reference_pass(base_lm, [TEST, UNSEEN])
+    reference = passed([TEST, UNSEEN])
     scores = score_pairs(base_lm, TEST, UNSEEN, reference.logps, "test")
     assert scores["margin"].abs().max() < 1e-3
 
@@ -178,15 +204,13 @@ def stated(part: pd.DataFrame, texts: list[str | None]) -> pd.DataFrame:
 
 
 def test_a_reference_that_reads_user_texts_keys_by_them(
-    base_lm: PersonalizedLM, tmp_path: Path
+    passed: Pass, base_lm: PersonalizedLM
 ) -> None:
     """The same prompt behind two users' texts is two prompts; without a text it is a third."""
     reading = Encoder(base_lm.base.tokenizer, 64, 8, 20)
     part = stated(TRAIN, ["I am a", "I am b", None])
-    plain = reference_pass(base_lm, [TRAIN])
-    reference = reference_pass(base_lm, [part, part], reading)
-    save_reference(reference, tmp_path)
-    reference = load_reference(tmp_path)
+    plain = passed([TRAIN])
+    reference = passed([part, part], reading)
     own = {(PROMPTS[0], r, f"I am {u}") for u in "ab" for r in ("Yes.", "No, never.")}
     assert set(reference.logps) == {*plain.logps, *(text_key(*key) for key in own)}
     assert {key: reference.logps[key] for key in plain.logps} == plain.logps
@@ -209,6 +233,7 @@ def test_a_reference_that_reads_user_texts_keys_by_them(
 
 
 def test_a_base_model_behind_the_text_that_its_reference_reads_has_no_margin(
+    passed: Pass,
     base_lm: PersonalizedLM,
 ) -> None:
     """And one whose reference does not has the margin of the text: the prompted baseline."""
@@ -219,7 +244,7 @@ def test_a_base_model_behind_the_text_that_its_reference_reads_has_no_margin(
     assert not base_lm.personalized
     test = stated(TEST, ["I am a", "I am b", "I am a"])
     unseen = stated(UNSEEN, ["I am z"])
-    reference = reference_pass(base_lm, [test, unseen], prompted.encoder)
+    reference = passed([test, unseen], prompted.encoder)
     margins = [
         score_pairs(prompted, test, unseen, reference.logps, "test", reference_text=reads)["margin"]
         for reads in (True, False)
@@ -273,6 +298,13 @@ def test_held_out_pairs(tiny_base: BaseModel, kind: str) -> None:
         assert got["margin"] == pytest.approx(margin, abs=4e-3)
     own, generic = scores.iloc[:3]["margin"], scores.iloc[3:6]["margin"]
     assert np.allclose(own, generic) == (kind == "uniform")
+    # Those of validation, to choose settings by, as the user alone; the others stay as they are.
+    validation = TEST.iloc[:2].assign(pair_id=["v1", "v2"])
+    more = score_pairs(lm, TEST, UNSEEN, reference, "test", validation=validation)
+    pd.testing.assert_frame_equal(more[more["split"] != "validation"], scores)
+    added = more[more["split"] == "validation"]
+    assert added[["pair_id", "condition"]].to_numpy().tolist() == [["v1", "user"], ["v2", "user"]]
+    assert added["margin"].to_numpy() == pytest.approx(own.iloc[:2].to_numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -292,9 +324,9 @@ def test_each_condition_of_a_prompt_is_computed_once(
     scored: list[Row] = []
     score = lm.score
 
-    def watch(rows: list[Row], **options: Any) -> Scores:
+    def watch(rows: Iterable[Row], **options: Any) -> Scores:
         scored.extend(rows)
-        return score(rows, **options)
+        return score(scored, **options)
 
     monkeypatch.setattr(lm, "score", watch)
     responses = ("Yes.", "No", "Slowly", "By magic", "So it is")
@@ -313,9 +345,9 @@ def test_the_same_prompt_behind_another_text_is_computed_anew(
     scored: list[Row] = []
     score = lm.score
 
-    def watch(rows: list[Row], **options: Any) -> Scores:
+    def watch(rows: Iterable[Row], **options: Any) -> Scores:
         scored.extend(rows)
-        return score(rows, **options)
+        return score(scored, **options)
 
     monkeypatch.setattr(lm, "score", watch)
     test = stated(TEST, ["I am a", "I am b", "I am a"])

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = EvaluateParams(
     baseline="dpo",
     subject="pdpo",
-    bootstrap=200,
+    margin=0.02,
     confidence=0.95,
     sample_prompts=2,
     sample_users=4,
@@ -156,12 +156,17 @@ def test_evaluate_writes_what_it_says_and_the_report_reads_it(work):
         "The data",
         "How this was measured",
         "P-DPO predicts",
-        "Where it does not know the user, personalising costs",
+        "Where it does not know the user, it is not clear what personalising does to accuracy",
         "Accuracy for users that are not known, less that of DPO, points",
         "generic user",
         "empty chosen",
         "judge.degenerate_nll",
         "Pretraining by reward found 2 kinds of user",
+        "There is something to gain on these data",
+        "120 choices of 10 users",
+        "P-DPO: 120 steps, weights of step 100 kept; until then 480 of 2,400 training pairs were "
+        "seen, and 9 of 10 users.",
+        "Users shuffled 0.620 0.630 \N{MINUS SIGN}0.010 \N{PLUS-MINUS SIGN}0.020",
     ):
         assert phrase in page.words
 
@@ -202,7 +207,7 @@ def test_methods_may_have_any_names(work):
         "plain, one model for everyone",
         "comparisons with plain won",
         "Accuracy for users that are not known, less that of plain, points",
-        "Where it does not know the user, personalising costs",
+        "Where it does not know the user, it is not clear what personalising does to accuracy",
     ):
         assert phrase in words
     assert "DPO" not in words + "".join(renamed_lines)
@@ -294,6 +299,39 @@ def test_report_without_optional_files(work):
     page = check_page((work / "reports/report.html").read_text(encoding="utf-8"))
     assert "The data" not in page.words
     assert "How training went" not in page.words
+
+
+def test_what_was_found_to_gain_is_shown_with_its_control(work):
+    make(work)
+    path = work / "reports/pretrain.json"
+    pretrain = json.loads(path.read_text(encoding="utf-8"))
+    pretrain["gain"]["personal"] = False
+    path.write_text(json.dumps(pretrain), encoding="utf-8")
+    report.run()
+    page = check_page((work / "reports/report.html").read_text(encoding="utf-8"))
+    assert "Nothing to gain from knowing these users, as far as their choices tell." in page.words
+    assert "fall back to the generic user, and serve everybody alike" in page.words
+    # Other kinds of method do not start from that user model.
+    params = work / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    assert text.count("    kind: cluster") >= 1
+    params.write_text(text.replace("    kind: cluster", "    kind: group"), encoding="utf-8")
+    report.run()
+    page = check_page((work / "reports/report.html").read_text(encoding="utf-8"))
+    assert "Nothing to gain from knowing" not in page.words
+    # There may be too few choices to tell.
+    pretrain["gain"]["log_loss"] = dict.fromkeys(("personal", "shared", "difference", "se"))
+    path.write_text(json.dumps(pretrain), encoding="utf-8")
+    report.run()
+    page = check_page((work / "reports/report.html").read_text(encoding="utf-8"))
+    assert "There are too few choices to tell whether users differ." in page.words
+    assert "Users shuffled" not in page.words
+    # And other pretraining looks for nothing to gain.
+    del pretrain["gain"]
+    path.write_text(json.dumps(pretrain), encoding="utf-8")
+    report.run()
+    page = check_page((work / "reports/report.html").read_text(encoding="utf-8"))
+    assert "to gain on these data" not in page.words
 
 
 def test_the_curves_of_all_methods_are_one_table(work):
@@ -406,7 +444,7 @@ def test_parameters_are_shown_as_in_the_file(work):
 # The headline
 
 
-def metrics_with(gain, ends, same=None, **accuracy):
+def metrics_with(gain, ends, same=None, users=10, units=30, **accuracy):
     known = {"macro": 0.7 + gain, "worst_user": 0.5} | accuracy
     spread = {} if ends is None else {"low": ends[0], "high": ends[1]}
     if same is not None:
@@ -414,38 +452,109 @@ def metrics_with(gain, ends, same=None, **accuracy):
     return {
         "accuracy": {"dpo": {"macro": 0.7, "worst_user": 0.4}, "pdpo": known},
         "accuracy_gain": {"pdpo_vs_dpo": gain},
+        "power": {
+            "pdpo_vs_dpo": {
+                "detectable": 0.3, "detectable_same_users": 0.24, "pairs": 1234, "users": 56,
+            }
+        },
+        "counts": {"users": {"seen": users}, "pairs": {"seen": 300}, "units": units},
         "interval": {"level": 0.95, "accuracy_gain": {"pdpo_vs_dpo": spread}},
-    }
+    }  # fmt: skip
+
+
+def written(metrics, personalized=("pdpo",), subject="pdpo", **changes):
+    return headline.write(metrics, personalized, subject, "dpo", margin=0.02, **changes)
+
+
+SURE, UNSURE, CLOSE = (0.15, 0.25), (-0.1, 0.4), (-0.015, 0.01)
 
 
 @pytest.mark.parametrize(
-    ("gain", "ends", "same", "verdict"),
+    ("gain", "ends", "same", "changes", "verdict"),
     [
-        (0.2, (0.1, 0.3), (0.15, 0.25), "better"),
-        (0.2, (-0.1, 0.4), (0.15, 0.25), "better_here"),
-        (0.2, (-0.1, 0.4), (-0.05, 0.4), "unclear"),
-        (0.2, (0.0, 0.4), None, "unclear"),
-        (0.2, None, None, "unclear"),
-        (-0.2, (-0.3, -0.1), None, "worse"),
-        (-0.2, (-0.3, 0.1), (-0.25, -0.1), "worse_here"),
-        (0.0, (0.0, 0.0), None, "equal"),
+        (0.2, (0.1, 0.3), SURE, {}, "better"),
+        (0.2, UNSURE, SURE, {}, "better_here"),
+        # Seven users do not speak for others, and seven prompts for none.
+        (0.2, (0.1, 0.3), SURE, {"users": 7}, "better_here"),
+        (0.2, (0.1, 0.3), SURE, {"units": 7}, "unclear"),
+        (0.2, UNSURE, (-0.05, 0.4), {}, "unclear"),
+        # Of others nothing is asked where it is not known of these.
+        (0.2, (0.1, 0.3), (-0.05, 0.4), {}, "unclear"),
+        (0.2, (0.0, 0.4), None, {}, "unclear"),
+        (0.2, None, None, {}, "unclear"),
+        (-0.2, (-0.3, -0.1), (-0.25, -0.1), {}, "worse"),
+        (-0.2, (-0.3, 0.1), (-0.25, -0.1), {}, "worse_here"),
+        (0.001, CLOSE, CLOSE, {}, "equal"),
+        (0.001, (-0.05, 0.05), CLOSE, {}, "equal_here"),
+        (0.001, CLOSE, CLOSE, {"users": 7}, "equal_here"),
+        # Certain, and of no importance.
+        (0.01, (0.005, 0.015), (0.006, 0.014), {}, "equal"),
+        (0.0, (-0.1, 0.1), (-0.05, 0.05), {}, "unclear"),
+        (0.0, (0.0, 0.0), (0.0, 0.0), {}, "same"),
     ],
 )
-def test_verdict_follows_the_interval(gain, ends, same, verdict):
-    answer = headline.write(metrics_with(gain, ends, same), ["pdpo"], "pdpo", "dpo")
+def test_verdict_follows_the_intervals(gain, ends, same, changes, verdict):
+    answer = written(metrics_with(gain, ends, same, **changes))
     assert answer.verdict == verdict
     assert answer.title == headline.TITLES[verdict]
-    first = answer.sentences[0]
-    if gain:
-        assert ("gain of 20 points" if gain > 0 else "loss of 20 points") in first
-    assert ("more users are needed" in first) == verdict.endswith("_here")
+    if abs(gain) == 0.2:
+        assert f"{'gain' if gain > 0 else 'loss'} of 20 points" in answer.sentences[0]
+    text = " ".join(answer.sentences)
+    assert ("Whether it holds for other users" in text) == verdict.endswith("_here")
+    assert ("would probably have shown" in text) == (verdict == "unclear")
+
+
+def test_too_few_data_say_what_would_do():
+    metrics = metrics_with(0.05, (-0.2, 0.3), (-0.15, 0.25), users=6)
+    metrics["counts"]["pairs"]["seen"] = 18
+    answer = written(metrics)
+    assert answer.title.startswith("Too few data to tell")
+    assert answer.sentences[1] == (
+        "With 18 held-out choices of 6 users, only a difference of 24 points or more would "
+        "probably have shown; to show one of 5, about 1,234 choices would do, and about 56 "
+        "users to speak for others."
+    )
+    # What is looked for is at least what matters.
+    metrics["accuracy_gain"]["pdpo_vs_dpo"] = 0.001
+    assert "to show one of 2, about" in written(metrics).sentences[1]
+    here = written(metrics_with(0.2, UNSURE, SURE)).sentences[1]
+    assert here.endswith("different to say; about 56 would do, instead of 10.")
+
+
+def test_where_there_is_nothing_to_gain_nothing_else_is_claimed():
+    metrics = metrics_with(0.2, (0.1, 0.3), SURE)
+    assert written(metrics).verdict == "better"
+    answer = written(metrics, fallback=True)
+    assert answer.verdict == "fallback"
+    assert answer.title.startswith("Nothing to gain from knowing these users")
+
+
+def test_the_worst_tenth_stands_for_the_worst_served_from_twenty_users_on():
+    def answer(users):
+        metrics = metrics_with(0.1, (0.05, 0.2), SURE, users=users, worst_tenth=0.65)
+        metrics["accuracy"]["dpo"]["worst_tenth"] = 0.35
+        metrics["worst_tenth_gain"] = {"pdpo_vs_dpo": 0.25}
+        ends = {"low": 0.1, "high": 0.4}
+        metrics["interval"]["worst_tenth_gain"] = {"pdpo_vs_dpo": ends}
+        return written(metrics)
+
+    few, many = answer(19), answer(20)
+    assert "The user it understands least is at 50% (DPO: 40%)." in few.sentences
+    assert [tile.label for tile in few.tiles][1] == "for the worst-served user"
+    assert [(tile.value, tile.label) for tile in many.tiles][1] == (
+        "65%", "for the worst-served tenth of users",
+    )  # fmt: skip
+    assert (
+        "The tenth of users it understands least is at 65% (DPO: 35%). The tenth that DPO "
+        "understood least, by other choices of theirs, gains 25 points (interval +10 to +40)."
+    ) in many.sentences
 
 
 def test_headline_without_baseline_or_personalised_method():
     metrics = metrics_with(0.1, (0.05, 0.2))
-    assert headline.write(metrics, [], "pdpo", "dpo").verdict == "unknown"
+    assert written(metrics, [], "pdpo").verdict == "unknown"
     del metrics["accuracy"]["dpo"], metrics["accuracy_gain"]
-    answer = headline.write(metrics, ["pdpo"], "pdpo", "dpo")
+    answer = written(metrics)
     assert answer.verdict == "unknown"
     assert answer.sentences[0] == "P-DPO predicts 80% of its users' held-out choices."
 
@@ -454,13 +563,13 @@ def test_headline_is_about_the_subject_not_the_luckiest():
     metrics = metrics_with(0.1, (0.05, 0.2))
     metrics["accuracy"]["lucky"] = {"macro": 1.0}
     metrics["accuracy_gain"]["lucky_vs_dpo"] = 0.3
-    answer = headline.write(metrics, ["lucky", "pdpo"], "pdpo", "dpo")
+    answer = written(metrics, ["lucky", "pdpo"], "pdpo")
     assert answer.sentences[0].startswith("P-DPO predicts 80% of its users' held-out choices")
-    answer = headline.write(metrics, ["pdpo", "lucky"], "lucky", "dpo")
+    answer = written(metrics, ["pdpo", "lucky"], "lucky")
     assert answer.sentences[0].startswith("lucky predicts 100% of its users' held-out choices")
     # A method that was not evaluated, or answers no single user.
     for subject in ("absent", "dpo"):
-        answer = headline.write(metrics, ["absent", "pdpo", "lucky"], subject, "dpo")
+        answer = written(metrics, ["absent", "pdpo", "lucky"], subject)
         assert answer.title == "No personalised method was evaluated."
 
 
@@ -477,30 +586,39 @@ def test_headline_is_about_the_subject_not_the_luckiest():
         (
             {"unseen": -0.1},
             {"unseen": (-0.2, 0.05)},
-            "personalising costs no more accuracy than chance could explain against DPO, in "
-            "points: \u221210 for held-out users (interval \u221220 to +5).",
+            "it is not clear what personalising does to accuracy against DPO, in points: \u221210 "
+            "for held-out users (interval \u221220 to +5).",
+        ),
+        (
+            {"seen": 0.0},
+            {"seen": (-0.01, 0.03)},
+            "personalising costs less than 2 points against DPO, in points: 0 for its own users "
+            "served as unknown (interval \u22121 to +3).",
         ),
         (
             {"seen": 0.0},
             {},
-            "personalising costs no measurable accuracy against DPO, in points: 0 for its own "
-            "users served as unknown.",
+            "it is not clear what personalising does to accuracy against DPO, in points: 0 for its "
+            "own users served as unknown.",
         ),
     ],
 )
 def test_the_headline_says_what_personalising_costs(gains, ends, words):
     metrics = metrics_with(0.1, (0.05, 0.2)) | {"generic_gain": {"pdpo_vs_dpo": gains}}
+    metrics["counts"]["users"]["unseen"] = 8
     spreads = {place: {"low": low, "high": high} for place, (low, high) in ends.items()}
     metrics["interval"]["generic_gain"] = {"pdpo_vs_dpo": spreads}
-    answer = headline.write(metrics, ["pdpo"], "pdpo", "dpo")
-    assert answer.sentences[-1] == f"Where it does not know the user, {words}"
+    assert written(metrics).sentences[-1] == f"Where it does not know the user, {words}"
+    # Of seven held-out users nothing is said.
+    metrics["counts"]["users"] = {"seen": 7, "unseen": 7}
+    assert "it is not clear" in written(metrics).sentences[-1]
 
 
 def test_groups_that_lose_are_named():
     metrics = metrics_with(0.1, (0.05, 0.2), groups={"longer": 0.8, "shorter": 0.9})
     metrics["accuracy"]["dpo"]["groups"] = {"longer": 1.0, "shorter": 0.1}
-    metrics["counts"] = {"groups": {"longer": 7, "shorter": 3}}
-    answer = headline.write(metrics, ["pdpo"], "pdpo", "dpo")
+    metrics["counts"]["groups"] = {"longer": 7, "shorter": 3}
+    answer = written(metrics)
     text = " ".join(answer.sentences)
     assert "“shorter” users, from 10% to 90%" in text
     assert "“longer” users fall from 100% to 80%" in text
@@ -508,19 +626,23 @@ def test_groups_that_lose_are_named():
 
 def test_warnings_of_bad_text_and_of_a_judge_that_users_disagree_with():
     good = {"mean_nll": 1.6, "base_mean_nll": 1.0, "empty": 0.01, "degenerate": 0.03}
+    good["unfinished"] = 0.05
     metrics = metrics_with(0.1, (0.05, 0.2)) | {
         "fluency": {"pdpo": good | {"groups": {"shorter": copy.copy(good)}}},
         "judge_agreement": {"all": 0.95},
     }
-    assert headline.write(metrics, ["pdpo"], "pdpo", "dpo").warnings == []
-    metrics["fluency"]["pdpo"]["groups"]["shorter"].update(mean_nll=1.8, degenerate=0.1)
+    assert written(metrics).warnings == []
+    metrics["fluency"]["pdpo"]["groups"]["shorter"].update(
+        mean_nll=1.8, degenerate=0.1, unfinished=0.42
+    )
     metrics["judge_agreement"]["all"] = 0.7
-    warnings = headline.write(metrics, ["pdpo"], "pdpo", "dpo").warnings
-    assert len(warnings) == 3
+    warnings = written(metrics).warnings
+    assert len(warnings) == 4
     assert "“shorter” users" in warnings[0]
     assert "0.80 nats per token above" in warnings[0]
     assert "11% of its answers" in warnings[1]
-    assert "70% of the users'" in warnings[2]
+    assert "“shorter” users: 42% of its answers were cut off" in warnings[2]
+    assert "70% of the users'" in warnings[3]
 
 
 # Small things
@@ -529,7 +651,9 @@ def test_warnings_of_bad_text_and_of_a_judge_that_users_disagree_with():
 def test_percentages_are_not_rounded_to_certainty():
     assert percent(1.0) == "100%"
     assert percent(0.996) == "99.6%"
+    assert percent(0.9999) == "99.9%"
     assert percent(0.0) == "0%"
+    assert percent(0.0004) == "0.1%"
     assert percent(0.004) == "0.4%"
     assert percent(0.125) == "12%"
     assert percent_range((0.9, 1.0)) == "90\N{EN DASH}100%"

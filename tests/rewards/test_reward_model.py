@@ -15,16 +15,16 @@ from torch import Tensor
 
 import naive
 import prlhf.training.finetune as finetune_module
-from personal import assert_same_gradients, gradients, personalise
-from preferences import KeepGradients, mirrored, optimizer_params, some_pairs
+from personal import START, assert_same_gradients, gradients, personalise, with_prior
+from preferences import KeepGradients, arguments, mirrored, optimizer_params, some_pairs
 from prlhf.models.base import BaseModel
-from prlhf.models.user_model import Pretrained
+from prlhf.models.pretrained import Pretrained
 from prlhf.params import RewardTrainParams
 from prlhf.rewards.lm import PersonalizedRewardModel, score_held_out
 from prlhf.rewards.training import RewardTrainer, reward_loss
 from prlhf.training.callbacks import ShowProgress
 from prlhf.training.dataset import PreferenceCollator, PreferenceDataset, PreferenceExample
-from prlhf.training.finetune import fit, training_arguments
+from prlhf.training.finetune import fit
 from prlhf.training.trainer import conditions
 
 # A reward model has no reference: whatever used one would be NaN.
@@ -72,12 +72,8 @@ def naive_loss(model: Any, pairs: list[PreferenceExample], alpha: float) -> Tens
             )
             terms.append(torch.log1p(torch.exp(rejected - chosen)))
         loss = alpha * terms[0] + (1 - alpha) * terms[1]
-        users = model.user_model
-        if alpha > 0 and users.kind == "individual":
-            loss = loss + users.offset_penalty * users.offsets.weight[pair.user_index].pow(2).mean()
-        if alpha > 0 and users.kind == "cluster":
-            gap = users.generic_weights - users.weights.weight[pair.user_index].detach()
-            loss = loss + users.generic_pull * gap.pow(2).sum()
+        if alpha > 0:
+            loss = loss + naive.prior(model.user_model, pair.user_index)
         total = total + pair.weight * loss
     return total / sum(pair.weight for pair in pairs)
 
@@ -97,8 +93,7 @@ def test_loss_and_gradient_of_a_batch(
     tiny_base: BaseModel, kind: str, alpha: float, shares: bool
 ) -> None:
     model = naive.double(reward_model(tiny_base, kind))
-    if kind != "uniform":
-        model.user_model.offset_penalty = model.user_model.generic_pull = 0.3
+    with_prior(model.user_model)
     model.lm.shares_prompts = shares
     ours, expected = our_loss(model, PAIRS[:5], alpha), naive_loss(model, PAIRS[:5], alpha)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
@@ -146,7 +141,7 @@ def train(
         model,
         RewardTrainParams(pairs="train", alpha=alpha),
         settings,
-        arguments=training_arguments(settings, where, 0, model.device, pairs=len(pairs)),
+        arguments=arguments(settings, where, pairs=len(pairs)),
         train_pairs=pairs,
         eval_pairs=pairs[: settings.eval_pairs],
         callbacks=callbacks,
@@ -160,7 +155,7 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(
 ) -> None:
     found = []
     start = reward_model(tiny_base, "cluster").double()
-    start.user_model.generic_pull = 0.5
+    with_prior(start.user_model)
     for micro in (1, 2, 4):
         keep = KeepGradients()
         model = copy.deepcopy(start)
@@ -215,7 +210,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 
     def run(model: PersonalizedRewardModel, where: Path) -> pd.DataFrame:
         settings = optimizer_params(
-            batch_size=2, micro_batch_size=1, epochs=2.0, checkpoint_every=3, eval_every=4
+            batch_size=2, micro_batch_size=1, epochs=2.0, checkpoint_every=0.3, eval_every=0.4
         )
         return fit(
             RewardTrainer,
@@ -226,7 +221,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
             checkpoints=where,
             seed=5,
             label="test",
-        )
+        ).curves
 
     start = reward_model(tiny_base, kind, dropout=0.2)
     whole = copy.deepcopy(start)
@@ -237,7 +232,8 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
             run(copy.deepcopy(start), tmp_path / "cut")
     resumed = copy.deepcopy(start)
     got = run(resumed, tmp_path / "cut")
-    assert "resuming from step 3" in capsys.readouterr().err
+    # From what the validation left.
+    assert "resuming from step 4" in capsys.readouterr().err
     for name, weight in parameters(whole).items():
         assert torch.equal(parameters(resumed)[name], weight), name
     assert not torch.equal(whole.head.weight, start.head.weight)
@@ -269,7 +265,7 @@ def test_users_who_disagree_are_told_apart_on_new_texts(
         batch_size=8,
         micro_batch_size=8,
         lora_lr=5e-3,
-        user_lr=5e-2,
+        user_lr=2.5,
     )
     metrics = trainer.evaluate(lengths(40, seed=2))
     assert metrics["eval_accuracy_user"] >= 0.85
@@ -281,15 +277,16 @@ def test_users_are_told_apart_without_pretraining(
     tiny_base: BaseModel, tmp_path: Path, kind: str
 ) -> None:
     """As a reward model starts that is to judge: everyone is the same."""
-    sizes = {"tokens": 2, "clusters": 1, "init_scale": 1.0, "generic_pull": 0.0}
-    options = {**sizes, "offset_penalty": 0.0, "seed": 1}
-    known = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
-    pretrained = Pretrained(["gus"], options, known).untrained(["ann", "bob"])
+    known = torch.tensor([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
+    free = {"weights_spread": None, "offset_spread": None, "generic_pull": 0.0}
+    options = {**START, **free, "init_scale": 1.0}
+    gus = Pretrained(["gus"], options, torch.tensor([0.0, 5.0]), known)
+    pretrained = gus.untrained(["ann", "bob"], torch.tensor([0.0, 24.0, 24.0]))
     assert pretrained.weights is None
     lm = personalise(tiny_base)
     lm.user_model = pretrained.initial(kind, lm.base)
     if kind == "cluster":
-        assert lm.user_model.config()["clusters"] == 2
+        assert lm.user_model.config()["clusters"] == 3
     embeddings = lm.user_model(torch.tensor([0, 1, 2]))
     torch.testing.assert_close(embeddings, embeddings[:1].expand_as(embeddings))
     trainer = train(
@@ -300,7 +297,8 @@ def test_users_are_told_apart_without_pretraining(
         batch_size=8,
         micro_batch_size=8,
         lora_lr=5e-3,
-        user_lr=0.15,
+        user_lr=7.5,
+        weights_lr=0.15,
     )
     assert trainer.evaluate(lengths(40, seed=2))["eval_accuracy_user"] >= 0.85
 

@@ -57,7 +57,7 @@ def test_the_built_in_data_pass_both_stages(data_params, rules, shares, name):
     ingest.run(seed=7, data=data_params(source="builtin", name=name, path="data/seed"))
     dataset = read_json("data/ingested/dataset.json")
     assert (dataset["name"], dataset["source"], dataset["task"]) == (name, "builtin", name)
-    validate.run(seed=7, rules=rules(), split=shares())
+    validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())
     users = pd.read_parquet("data/prepared/users.parquet")
     assert int(users["seen"].sum()) == {"length": 10, "style": 6}[name]
     assert int((~users["seen"]).sum()) == {"length": 4, "style": 0}[name]
@@ -70,7 +70,8 @@ def test_the_content_hash_is_of_the_content(work, data_params, pairs, write_line
         write_lines(work / path, pairs())
         ingest.run(seed=7, data=data_params(path=path))
         hashes.append(read_json("data/ingested/dataset.json")["content_hash"])
-    ingest.run(seed=7, data=data_params(path="a/pairs.jsonl", label_noise=0.3))
+    write_lines(work / "c/pairs.jsonl", pairs()[1:])
+    ingest.run(seed=7, data=data_params(path="c/pairs.jsonl"))
     hashes.append(read_json("data/ingested/dataset.json")["content_hash"])
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -81,7 +82,7 @@ def test_validate_writes_everything_it_promises(
     write_lines(work / "pairs.jsonl", [*pairs(), pairs()[0]])
     ingest.run(seed=7, data=data_params())
     capsys.readouterr()
-    validate.run(seed=7, rules=rules(), split=shares())
+    validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())
 
     assert {path.name for path in Path("data/prepared").iterdir()} == PREPARED
     tables = {path.stem: pd.read_parquet(path) for path in Path("data/prepared").glob("*.parquet")}
@@ -101,7 +102,7 @@ def test_validate_writes_everything_it_promises(
 
     page = Path("reports/data_docs/index.html").read_text(encoding="utf-8")
     assert "great-expectations-web-assets" not in page
-    assert len(list(Path("reports/data_docs/validations").rglob("*.html"))) == 7
+    assert len(list(Path("reports/data_docs/validations").rglob("*.html"))) == 6
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
@@ -115,8 +116,8 @@ def test_a_second_run_gives_the_same_bytes(work, data_params, rules, shares, pai
     write_lines(work / "pairs.jsonl", pairs())
     found = []
     for _ in range(2):
-        ingest.run(seed=7, data=data_params(label_noise=0.1, max_rows=40))
-        validate.run(seed=7, rules=rules(), split=shares())
+        ingest.run(seed=7, data=data_params(max_rows=40))
+        validate.run(seed=7, label_noise=0.1, rules=rules(), split=shares())
         found.append(
             digests("data") | {"": Path("reports/validation.json").read_text(encoding="utf-8")}
         )
@@ -128,13 +129,13 @@ def test_refused_data_leave_earlier_results_and_say_where_to_look(
 ):
     write_lines(work / "pairs.jsonl", pairs())
     ingest.run(seed=7, data=data_params())
-    validate.run(seed=7, rules=rules(), split=shares())
+    validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())
     before = digests("data/prepared", "reports")
 
     write_lines(work / "pairs.jsonl", [pair | {"chosen": ""} for pair in pairs()])
     ingest.run(seed=7, data=data_params())
     with pytest.raises(UserError) as caught:
-        validate.run(seed=7, rules=rules(), split=shares())
+        validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())
 
     (line,) = caught.value.lines()
     assert line.startswith("pairs.jsonl: 50 of 50 rows are unusable: 50 empty_chosen")
@@ -150,7 +151,7 @@ def test_refused_data_leave_earlier_results_and_say_where_to_look(
 
     write_lines(work / "pairs.jsonl", pairs())
     ingest.run(seed=7, data=data_params())
-    validate.run(seed=7, rules=rules(), split=shares())
+    validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())
     assert not details.exists(), "what was wrong with earlier data would only mislead"
 
 
@@ -169,7 +170,7 @@ def test_a_failure_while_writing_replaces_nothing(
 ):
     write_lines(work / "pairs.jsonl", pairs())
     ingest.run(seed=7, data=data_params())
-    validate.run(seed=7, rules=rules(), split=shares())
+    validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())
     before = digests("data", "reports")
 
     def full(*_: object) -> None:
@@ -177,20 +178,54 @@ def test_a_failure_while_writing_replaces_nothing(
 
     monkeypatch.setattr(validate, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        validate.run(seed=8, rules=rules(), split=shares())
+        validate.run(seed=8, label_noise=0.0, rules=rules(), split=shares())
     assert digests("data", "reports") == before
 
 
-def test_users_of_one_pair_are_set_aside(work, data_params, rules, shares, pairs, write_lines):
-    single = {"user_id": "once", "prompt": "Why?", "chosen": "a", "rejected": "b"}
+def test_users_of_one_pair_stay_and_are_said(
+    work, data_params, rules, shares, pairs, write_lines, capsys
+):
+    single = {"user_id": "once", "prompt": "Question 1?", "chosen": "a", "rejected": "b"}
     write_lines(work / "pairs.jsonl", [single, *pairs()])
     ingest.run(seed=7, data=data_params())
-    validate.run(seed=7, rules=rules(), split=shares())
-    quarantine = pd.read_parquet("data/prepared/quarantine.parquet")
-    assert quarantine[["row", "user_id", "reason"]].to_numpy().tolist() == [
-        [1, "once", "too_few_pairs"]
+    validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())
+    assert pd.read_parquet("data/prepared/quarantine.parquet").empty
+    users = pd.read_parquet("data/prepared/users.parquet").set_index("user_id")
+    assert users["few"].to_dict() == {f"user{n}": False for n in range(5)} | {"once": True}
+    assert users.loc["once", "user_index"] > 0
+    assert read_json("reports/validation.json")["users"] == {"seen": 5, "unseen": 1, "few": 1}
+    assert (
+        "validate: warning: 1 of 5 seen users have fewer than 2 pairs "
+        "(validate.min_pairs_per_user) or none to train on, together 2.0% of the pairs"
+    ) in capsys.readouterr().err
+
+
+def test_pairs_between_sides_are_set_aside_and_not_counted_as_faults(
+    work, data_params, rules, shares, write_lines, capsys
+):
+    """A single prompt, of which everyone judged all pairs of ten responses."""
+    jokes = [f"joke {n}" for n in range(10)]
+    rows = [
+        {"user_id": f"u{user}", "prompt": "Tell me a joke.", "chosen": one, "rejected": other}
+        for user in range(4)
+        for place, one in enumerate(jokes)
+        for other in jokes[:place]
     ]
-    assert "once" not in pd.read_parquet("data/prepared/users.parquet")["user_id"].tolist()
+    write_lines(work / "pairs.jsonl", rows)
+    ingest.run(seed=7, data=data_params())
+    split = shares(by="response", unseen_users=0.0)
+    validate.run(seed=7, label_noise=0.0, rules=rules(max_quarantined=0.0), split=split)
+    parts = {n: pd.read_parquet(f"data/prepared/{n}.parquet") for n in ("train", "test")}
+    texts = {name: {*part["chosen"], *part["rejected"]} for name, part in parts.items()}
+    assert all(texts.values())
+    assert not texts["train"] & texts["test"]
+    aside = pd.read_parquet("data/prepared/quarantine.parquet")
+    assert tuple(aside.columns) == (*ROW_COLUMNS, "reason")
+    assert set(aside["reason"]) == {"spans_sides"}
+    summary = read_json("reports/validation.json")
+    assert summary["quarantined"]["spans_sides"] == len(aside)
+    assert summary["rows"]["usable"] + len(aside) == len(rows) == 180
+    assert f"warning: {len(aside)} of 180 pairs" in capsys.readouterr().err
 
 
 def test_rows_that_all_lack_a_user(work, data_params, pairs, write_lines):
@@ -201,4 +236,4 @@ def test_rows_that_all_lack_a_user(work, data_params, pairs, write_lines):
 
 def test_validate_before_ingest(work, rules, shares):
     with pytest.raises(UserError, match="dvc repro"):
-        validate.run(seed=7, rules=rules(), split=shares())
+        validate.run(seed=7, label_noise=0.0, rules=rules(), split=shares())

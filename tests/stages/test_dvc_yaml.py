@@ -188,6 +188,24 @@ def test_reward_models_are_those_asked_for(tmp_path, names):
     assert scored <= needs["judge"]
 
 
+@pytest.mark.parametrize("start", ["models/base", "earlier"])
+def test_training_depends_on_what_it_goes_on_from(tmp_path, start):
+    from dvc.repo import Repo
+
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert "start_from: models/base" in text
+    asked = text.replace("start_from: models/base", f"start_from: {start}")
+    (tmp_path / "params.yaml").write_text(asked, encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text(TEXT, encoding="utf-8")
+    Repo.init(str(tmp_path), no_scm=True).close()
+    with Repo(str(tmp_path)) as repo:
+        [stage] = [stage for stage in repo.index.stages if stage.name == "train@pdpo"]
+        read = {dep.def_path for dep in stage.deps}
+        needs = {other.name for other in repo.index.graph.successors(stage)}
+    assert {start, "models/base/prlhf_source.json"} < read
+    assert "base_model" in needs
+
+
 @pytest.fixture
 def package(tmp_path):
     """Write a package `prlhf` under a root of its own: path without suffix -> text."""

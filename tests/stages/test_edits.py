@@ -31,7 +31,7 @@ EDITS = {
     "scoring": ("scoring.py", SCORE),
     "a judge": ("judging/judges.py", {"judge"}),
     "the prompt of the language-model judge": ("judging/llm_judge.py", {"judge"}),
-    "the bootstrap": ("metrics/bootstrap.py", {"evaluate"}),
+    "the intervals": ("metrics/intervals.py", {"evaluate"}),
     "the report": ("report/page.py", {"report"}),
     "the style of the report": ("report/templates/report.css", {"report"}),
     "an error message": ("infra/errors.py", set()),

@@ -12,7 +12,7 @@ import pytest
 
 from prlhf.data import ROW_COLUMNS
 from prlhf.infra.errors import UserError
-from prlhf.ingest.sources import flip_labels, sample_rows, simulated_rows
+from prlhf.ingest.sources import sample_rows, simulated_rows
 from prlhf.tasks import SimulatedUser, built_in_tasks
 from prlhf.tasks.length import TASK as LENGTH
 from prlhf.tasks.style import OPPOSITES
@@ -138,25 +138,3 @@ def test_rows_without_a_user_are_no_users_sample(seed_root):
     rows.loc[3, "user_id"] = None
     assert sample_rows(rows, seed=7, max_users=14, max_rows=None)["user_id"].notna().all()
     assert len(sample_rows(rows, seed=7, max_users=None, max_rows=len(rows))) == len(rows)
-
-
-def test_label_noise_swaps_a_share_of_the_rows(seed_root):
-    rows = simulated_rows(LENGTH, seed=7, pairs_per_user=36, root=seed_root)
-    noisy = flip_labels(rows, seed=7, probability=0.25)
-    flipped = noisy["chosen"] != rows["chosen"]
-    # 504 rows: the share's standard deviation is 0.019.
-    assert 0.18 < flipped.mean() < 0.32
-    assert noisy.loc[flipped, "chosen"].tolist() == rows.loc[flipped, "rejected"].tolist()
-    assert noisy.loc[flipped, "rejected"].tolist() == rows.loc[flipped, "chosen"].tolist()
-    rest = [name for name in ROW_COLUMNS if name not in ("chosen", "rejected")]
-    pd.testing.assert_frame_equal(noisy[rest], rows[rest])
-    assert noisy.dtypes.equals(rows.dtypes)
-    assert flip_labels(rows, seed=7, probability=0.0).equals(rows)
-    assert not flip_labels(rows, seed=8, probability=0.25).equals(noisy)
-
-
-def test_noise_on_a_row_does_not_hang_on_the_others(seed_root):
-    rows = simulated_rows(LENGTH, seed=7, pairs_per_user=6, root=seed_root)
-    part = rows[rows["row"] % 3 == 0]
-    whole = flip_labels(rows, seed=7, probability=0.4)
-    assert flip_labels(part, seed=7, probability=0.4).equals(whole.loc[part.index])

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -24,8 +25,9 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from personal import enliven, randomise_adapter
-from preferences import optimizer_params, train_params
+from preferences import arguments, optimizer_params, train_params
 from prlhf.data.prompts import canonical_prompt
+from prlhf.data.reference import load_reference
 from prlhf.models.base import BaseModel, Encoder, load_base
 from prlhf.models.lora import add_lora
 from prlhf.models.personalized import PersonalizedLM
@@ -33,7 +35,6 @@ from prlhf.models.user_model import UniformUserModel
 from prlhf.params import LoraParams, TrainParams
 from prlhf.reference import reference_pass
 from prlhf.training.dataset import PreferenceDataset, PreferenceExample
-from prlhf.training.finetune import training_arguments
 from prlhf.training.trainer import PDPOTrainer
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -145,7 +146,7 @@ def our_loss(
         lm,
         objective,
         optimizer_params(),
-        arguments=training_arguments(optimizer_params(), where, 0, lm.device, pairs=len(pairs)),
+        arguments=arguments(optimizer_params(), where, pairs=len(pairs), watch=False),
         train_pairs=pairs,
         eval_pairs=[],
     )
@@ -163,8 +164,11 @@ def encoded(policy: Policy, texts: list[tuple[str, str, str]]) -> list[Preferenc
     """Pairs as the pipeline makes them, reference log-probabilities included."""
     table = pd.DataFrame(texts, columns=["prompt", "chosen", "rejected"])
     table = table.assign(prompt=table["prompt"].map(canonical_prompt), user_index=0, weight=1.0)
-    reference = reference_pass(PersonalizedLM.reference(policy.base, policy.encoder), [table])
-    return list(PreferenceDataset(table, reference.logps, policy.encoder))
+    lm = PersonalizedLM.reference(policy.base, policy.encoder)
+    with TemporaryDirectory() as name:
+        reference_pass(lm, [table], Path(name))
+        logps = load_reference(Path(name)).logps
+    return list(PreferenceDataset(table, logps, policy.encoder))
 
 
 def assert_equal(

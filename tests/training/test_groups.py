@@ -11,23 +11,32 @@ import pytest
 import torch
 from torch import Tensor
 
+from personal import START
 from preferences import sections, some_pairs
 from prlhf.data import GENERIC
 from prlhf.data.prompts import canonical_prompt
-from prlhf.generation import complete, decoding
+from prlhf.generation import complete
 from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder, load_base
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.user_model import GroupUserModel, Pretrained, UniformUserModel
+from prlhf.models.pretrained import Pretrained
+from prlhf.models.user_model import GroupUserModel, UniformUserModel
 from prlhf.params.training import LoraParams
-from prlhf.training.finetune import build_model, fit, known_groups, mean_curves, train_groups
+from prlhf.sampling import decoding
+from prlhf.training.finetune import (
+    Run,
+    account,
+    build_model,
+    fit,
+    known_groups,
+    mean_curves,
+    train_groups,
+)
 from prlhf.training.trainer import PDPOTrainer
 
 PAIRS = {"train": some_pairs(9), "validation": some_pairs(6, seed=1)}
 LORA = LoraParams(r=2, alpha=4.0, dropout=0.0, targets="auto")
-SIZES = {"tokens": 2, "clusters": 1, "init_scale": 1.0, "generic_pull": 0.0}
-SIZES |= {"offset_penalty": 0.0, "seed": 0}
 
 
 def fresh(base: BaseModel) -> PersonalizedLM:
@@ -37,7 +46,7 @@ def fresh(base: BaseModel) -> PersonalizedLM:
 
 
 def trainer(checkpoints: Path) -> Any:
-    def run(lm, pairs, part="", group="") -> pd.DataFrame:
+    def run(lm, pairs, part="", group="") -> Run:
         params = sections(epochs=4.0, batch_size=1, micro_batch_size=1, lora_lr=0.05)
         options = {"checkpoints": checkpoints / part, "seed": 5, "label": group}
         return fit(PDPOTrainer, lm, *params, pairs, **options)
@@ -51,7 +60,8 @@ def start(base: BaseModel, groups: list[str | None]) -> GroupUserModel:
     # Someone who was held out of training, and the seen users in any order.
     unseen = pd.DataFrame({"user_id": ["zoe"], "user_index": [GENERIC], "group": ["other"]})
     users = pd.concat([unseen.assign(seen=False), table[::-1].assign(seen=True)])
-    model = Pretrained(ids, SIZES).initial("group", base, groups=known_groups(users))
+    pretrained = Pretrained(ids, START, torch.ones(len(ids) + 1))
+    model = pretrained.initial("group", base, groups=known_groups(users))
     assert isinstance(model, GroupUserModel)
     return model
 
@@ -65,18 +75,18 @@ def tree(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def train(tree: Path) -> tuple[PersonalizedLM, pd.DataFrame]:
+def train(tree: Path) -> tuple[PersonalizedLM, list[Run]]:
     base = load_base(Path("models/base"), "float32")
     groups = start(base, ["short", "long", "short"])
-    lm, curves = train_groups(
+    lm, runs = train_groups(
         groups,
         PAIRS,
-        fresh=lambda: fresh(base),
+        fresh=lambda group: fresh(base),
         train=trainer(tree / "checkpoints"),
         directory=Path("models/dpo_groups"),
     )
     lm.save_pretrained(Path("models/dpo_groups"))
-    return lm, curves
+    return lm, runs
 
 
 def logps(lm: PersonalizedLM, users: list[int]) -> Tensor:
@@ -130,7 +140,7 @@ def test_a_missing_adapter_is_named(tree: Path) -> None:
 
 
 def test_a_finished_group_is_not_trained_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    complete, curves = train(tree)
+    complete, runs = train(tree)
     kept = copy.deepcopy(logps(complete, [1, 2, 3]))
     asked: list[int] = []
     forward = PersonalizedLM.forward
@@ -140,9 +150,14 @@ def test_a_finished_group_is_not_trained_again(tree: Path, monkeypatch: pytest.M
         return forward(self, *args, **options)
 
     monkeypatch.setattr(PersonalizedLM, "forward", counting)
-    again, again_curves = train(tree)
+    again, same = train(tree)
     assert not asked
-    pd.testing.assert_frame_equal(again_curves, curves)
+    for one, other in zip(runs, same, strict=True):
+        pd.testing.assert_frame_equal(one.curves, other.curves)
+    assert account(same) == account(runs)
+    assert account(runs)["pairs"] == {"all": 9, "seen": 9}
+    assert account(runs)["users"] == {"all": 3, "seen": 3}
+    assert [run["plan"]["steps"] for run in account(runs)["runs"]] == [24, 12]
     assert torch.equal(logps(again, [1, 2, 3]), kept)
 
 

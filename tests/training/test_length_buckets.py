@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personal import personalise
-from preferences import sections, some_pairs
+from preferences import arguments, sections, some_pairs
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.training.dataset import WINDOW, PreferenceSampler, bucketed, epoch_order
-from prlhf.training.finetune import fit, training_arguments
+from prlhf.training.finetune import fit
+from prlhf.training.order import WINDOW, PreferenceSampler, bucketed, epoch_order
 from prlhf.training.trainer import PDPOTrainer
 
 PAIRS = some_pairs(13, weights=True)
@@ -90,7 +90,7 @@ def test_company_changes_from_epoch_to_epoch() -> None:
     found = []
     for epoch in (0, 1, 0):
         order = list(
-            PreferenceSampler(256, seed=3, epoch=lambda e=epoch: e, lengths=tokens, batch=4)
+            PreferenceSampler([1] * 256, seed=3, epoch=lambda e=epoch: e, lengths=tokens, batch=4)
         )
         found.append({frozenset(v.position for v in order[i : i + 4]) for i in range(0, 256, 4)})
     assert found[0] == found[2]
@@ -106,7 +106,7 @@ def run(lm: PersonalizedLM, where: Path, **changes: Any) -> pd.DataFrame:
         checkpoints=where,
         seed=5,
         label="test",
-    )
+    ).curves
 
 
 def test_training_sees_batches_of_similar_length(tiny_base: BaseModel, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_training_sees_batches_of_similar_length(tiny_base: BaseModel, tmp_path:
         lm,
         train,
         params,
-        arguments=training_arguments(params, tmp_path, 5, lm.device, pairs=len(PAIRS)),
+        arguments=arguments(params, tmp_path, pairs=len(PAIRS), seed=5, watch=False),
         train_pairs=PAIRS,
         eval_pairs=[],
     )

@@ -15,15 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from personal import personalise
-from preferences import optimizer_params, sections, some_pairs
+from personal import personalise, with_prior
+from preferences import arguments, optimizer_params, sections, some_pairs
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.params import RewardTrainParams
 from prlhf.rewards.lm import PersonalizedRewardModel
 from prlhf.rewards.training import RewardTrainer
 from prlhf.training.dataset import PreferenceBatch, PreferenceCollator
-from prlhf.training.finetune import training_arguments
 from prlhf.training.trainer import PDPOTrainer, PreferenceTrainer
 
 PAIRS = some_pairs(24, weights=True)
@@ -89,7 +88,7 @@ class Between(TrainerCallback):
 def trainer_of(model: Any, where: Path, callbacks: list[Any], **changes: Any) -> PreferenceTrainer:
     train, params = sections(micro_batch_size=2, **changes)
     options: dict[str, Any] = {
-        "arguments": training_arguments(params, where, 0, torch.device("cpu"), pairs=len(PAIRS)),
+        "arguments": arguments(params, where, pairs=len(PAIRS)),
         "train_pairs": PAIRS,
         "eval_pairs": PAIRS[:2],
         "callbacks": callbacks,
@@ -113,7 +112,7 @@ def test_between_two_logs_nothing_waits_for_the_device(
     sampling: bool,
 ) -> None:
     lm = personalise(tiny_base, kind, dropout=0.1)
-    lm.user_model.generic_pull = lm.user_model.offset_penalty = 0.1
+    with_prior(lm.user_model)
     model: Any = PersonalizedRewardModel(lm) if reward else lm
     watch = Watch()
     between = Between(watch)
@@ -188,13 +187,11 @@ def test_every_tensor_of_a_batch_is_pinned_and_moved(
 
 
 def test_a_gpu_gets_its_batches_from_a_process_of_their_own(tmp_path: Path) -> None:
-    arguments = training_arguments(
-        optimizer_params(), tmp_path, 0, torch.device("cuda"), pairs=len(PAIRS)
-    )
-    assert arguments.dataloader_pin_memory
-    assert arguments.dataloader_num_workers == 1
-    assert arguments.accelerator_config.non_blocking
-    plain = training_arguments(optimizer_params(), tmp_path, 0, torch.device("cpu"), pairs=8)
+    gpu = arguments(optimizer_params(), tmp_path, pairs=8, device="cuda")
+    assert gpu.dataloader_pin_memory
+    assert gpu.dataloader_num_workers == 1
+    assert gpu.accelerator_config.non_blocking
+    plain = arguments(optimizer_params(), tmp_path, pairs=8)
     assert not plain.dataloader_pin_memory
     assert plain.dataloader_num_workers == 0
 

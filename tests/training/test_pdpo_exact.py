@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import naive
-from personal import assert_same_gradients, gradients, personalise
+from personal import assert_same_gradients, gradients, personalise, with_prior
 from preferences import some_pairs, train_params
 from prlhf.data.prompts import canonical_prompt
 from prlhf.data.reference import text_key
@@ -65,19 +65,9 @@ def naive_loss(
             terms.append(preference + objective.nll_coef * nll + objective.dpop_coef * fell)
         loss = objective.alpha * terms[0] + (1 - objective.alpha) * terms[1]
         if objective.alpha > 0:
-            loss = loss + penalty(lm, pair.user_index)
+            loss = loss + naive.prior(lm.user_model, pair.user_index)
         total = total + pair.weight * loss
     return total / sum(pair.weight for pair in pairs)
-
-
-def penalty(lm: PersonalizedLM, user: int) -> Tensor | float:
-    users = lm.user_model
-    if users.kind == "individual":
-        return users.offset_penalty * users.offsets.weight[user].pow(2).mean()
-    if users.kind == "cluster":
-        gap = users.generic_weights - users.weights.weight[user].detach()
-        return users.generic_pull * gap.pow(2).sum()
-    return 0.0
 
 
 def our_loss(lm: PersonalizedLM, pairs: list[PreferenceExample], objective: TrainParams) -> Tensor:
@@ -92,10 +82,7 @@ def our_loss(lm: PersonalizedLM, pairs: list[PreferenceExample], objective: Trai
 
 def exact(base: BaseModel, kind: str, max_user_text: int | None = None) -> PersonalizedLM:
     lm = naive.double(personalise(base, kind, max_user_text=max_user_text))
-    if kind == "individual":
-        lm.user_model.offset_penalty = 0.3
-    if kind == "cluster":
-        lm.user_model.generic_pull = 0.2
+    with_prior(lm.user_model)
     return lm
 
 
@@ -242,8 +229,7 @@ def test_alpha_of_zero_leaves_the_users_alone(tiny_base: BaseModel) -> None:
 
 
 def test_alpha_of_one_leaves_the_generic_user_alone(tiny_base: BaseModel) -> None:
-    lm = exact(tiny_base, "cluster")
-    lm.user_model.generic_pull = 0.0
+    lm = naive.double(personalise(tiny_base, "cluster"))
     found = gradients(lm, our_loss(lm, PAIRS, train_params(alpha=1.0, beta=0.5, nll_coef=1.0)))
     assert not found["user_model.generic_weights"].any()
     assert found["user_model.weights.weight"][1:].any()

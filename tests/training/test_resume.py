@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,37 +18,49 @@ from torch import Tensor
 
 import prlhf.training.finetune as finetune_module
 from personal import personalise
-from preferences import sections, some_pairs
-from prlhf.infra.io import discard, run_key
+from preferences import arguments, sections, some_pairs
+from prlhf.infra import io
+from prlhf.infra.io import checkpoint_directory, discard, run_key
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.callbacks import COMPLETE, ShowProgress, last_complete
-from prlhf.training.finetune import fit
+from prlhf.training.finetune import Run, account, fit
+from prlhf.training.plan import watched_pairs
 from prlhf.training.trainer import PDPOTrainer
 
 PAIRS = some_pairs(10, weights=True)
+WATCHED = some_pairs(6, seed=5)
 # 5 steps an epoch; validations, checkpoints and logs (every 5 steps) fall on different steps.
 SETTINGS: dict[str, Any] = {
     "batch_size": 2,
     "micro_batch_size": 1,
     "epochs": 2.0,
     "warmup_ratio": 0.2,
-    "checkpoint_every": 3,
-    "eval_every": 4,
+    "checkpoint_every": 0.3,
+    "eval_every": 0.4,
     "nll_coef": 0.5,
 }
 
 
-def run(lm: PersonalizedLM, checkpoints: Path, **changes: Any) -> pd.DataFrame:
+def fitted(lm: PersonalizedLM, checkpoints: Path, **changes: Any) -> Run:
     return fit(
         PDPOTrainer,
         lm,
         *sections(**{**SETTINGS, **changes}),
-        {"train": PAIRS, "validation": PAIRS[:3]},
+        {"train": PAIRS, "validation": WATCHED},
         checkpoints=checkpoints,
         seed=5,
         label="test",
     )
+
+
+def run(lm: PersonalizedLM, checkpoints: Path, **changes: Any) -> pd.DataFrame:
+    return fitted(lm, checkpoints, **changes).curves
+
+
+def validations(curves: pd.DataFrame) -> pd.Series:
+    """The loss of each validation, by step."""
+    return curves[curves["split"] == "validation"].set_index("step")["loss"]
 
 
 def trained(lm: PersonalizedLM) -> dict[str, Tensor]:
@@ -129,7 +142,8 @@ def test_a_checkpoint_without_its_mark_is_not_used(
     (half / "user_model.safetensors").write_bytes(b"half of")
     resumed = copy.deepcopy(start)
     run(resumed, tmp_path / "cut")
-    assert "resuming from step 3" in capsys.readouterr().err
+    # The validation at step 4 left a checkpoint, too.
+    assert "resuming from step 4" in capsys.readouterr().err
     for name, weight in trained(whole).items():
         assert torch.equal(trained(resumed)[name], weight), name
 
@@ -147,12 +161,13 @@ def test_an_interruption_before_the_first_checkpoint_says_nothing_is_kept(
     assert last_complete(tmp_path) is None
 
 
-def test_checkpoints_hold_what_is_trained_and_two_are_kept(
+def test_checkpoints_hold_what_is_trained_and_three_are_there(
     tiny_base: BaseModel, tmp_path: Path
 ) -> None:
-    run(personalise(tiny_base), tmp_path)
-    kept = sorted(p.name for p in tmp_path.glob("checkpoint-*"))
-    assert kept == ["checkpoint-10", "checkpoint-9"]
+    losses = validations(run(personalise(tiny_base), tmp_path))
+    kept = {p.name for p in tmp_path.glob("checkpoint-*")}
+    assert kept == {"checkpoint-10", "checkpoint-9", f"checkpoint-{losses.idxmin()}"}
+    assert losses.idxmin() == 4
     newest = last_complete(tmp_path)
     assert newest == tmp_path / "checkpoint-10"
     names = {p.name for p in newest.iterdir()}
@@ -162,6 +177,101 @@ def test_checkpoints_hold_what_is_trained_and_two_are_kept(
     discard(tmp_path)
     assert not tmp_path.exists()
     discard(tmp_path)
+
+
+# -- the best weights ----------------------------------------------------------------------------
+
+# Steps this long learn the pairs by heart: one of the first validations is the best.
+RISING: dict[str, Any] = {"lora_lr": 0.02, "user_lr": 1.0, "schedule": "constant", "keep": "best"}
+RISING |= {"epochs": 4.0, "eval_every": 0.1, "checkpoint_every": 0.15}  # every 2 and 3 of 20 steps
+
+
+def test_the_weights_of_the_best_validation_are_kept(tiny_base: BaseModel, tmp_path: Path) -> None:
+    start = personalise(tiny_base)
+    best, last = copy.deepcopy(start), copy.deepcopy(start)
+    run_of_best = fitted(best, tmp_path / "best", **RISING)
+    run_of_last = fitted(last, tmp_path / "last", **{**RISING, "keep": "last"})
+    losses = validations(run_of_best.curves)
+    pd.testing.assert_frame_equal(run_of_best.curves, run_of_last.curves)
+    assert losses.index.tolist() == list(range(2, 21, 2))
+    assert run_of_best.kept_step == losses.idxmin() < 20
+    assert (run_of_best.steps, run_of_last.kept_step, run_of_last.steps) == (20, 20, 20)
+    # What is kept does as well as it did then, and what came after does not.
+    objective, params = sections(**{**SETTINGS, **RISING})
+    found = []
+    for lm in (best, last):
+        trainer = PDPOTrainer(
+            lm,
+            objective,
+            params,
+            arguments=arguments(params, tmp_path / "again", pairs=len(PAIRS)),
+            train_pairs=PAIRS,
+            eval_pairs=watched_pairs(WATCHED, run_of_best.plan.eval_pairs, 5),
+        )
+        found.append(trainer.evaluate()["eval_loss"])
+    assert found[0] == pytest.approx(losses.min(), rel=1e-5)
+    assert found[1] == pytest.approx(losses[20], rel=1e-5)
+    # Nor was it deleted while later ones were written.
+    kept = {p.name for p in (tmp_path / "best").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{losses.idxmin()}", "checkpoint-18", "checkpoint-20"}
+
+
+def test_training_stops_when_it_gets_no_better(
+    tiny_base: BaseModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = personalise(tiny_base)
+    whole = validations(run(copy.deepcopy(start), tmp_path / "whole", **RISING))
+    stopped = copy.deepcopy(start)
+    found = fitted(stopped, tmp_path / "stopped", **RISING, patience=2)
+    losses = validations(found.curves)
+    pd.testing.assert_series_equal(losses, whole[: len(losses)])
+    # The lowest so far is two validations back, and never was before.
+    since = [at - whole[: at + 1].argmin() for at in range(len(losses))]
+    assert since[-1] == 2
+    assert max(since[:-1]) < 2
+    assert (found.kept_step, found.steps) == (losses.idxmin(), losses.index[-1])
+    assert found.steps < 20
+    said = f"test: kept as after step {found.kept_step}, stopped after {found.steps} of 20\n"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_resumed_run_stops_and_keeps_as_an_uninterrupted_one(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Killed just before the validation that ends it, or when it had stopped."""
+    start = personalise(tiny_base, dropout=0.2)
+    whole = copy.deepcopy(start)
+    expected = fitted(whole, tmp_path / "whole", **RISING, patience=2)
+    if at == "before":
+        with monkeypatch.context() as patch:
+            interrupt(patch, step=expected.steps)
+            with pytest.raises(KeyboardInterrupt):
+                fitted(copy.deepcopy(start), tmp_path / "cut", **RISING, patience=2)
+    else:
+        fitted(copy.deepcopy(start), tmp_path / "cut", **RISING, patience=2)
+    resumed = copy.deepcopy(start)
+    got = fitted(resumed, tmp_path / "cut", **RISING, patience=2)
+    for name, weight in trained(whole).items():
+        assert torch.equal(trained(resumed)[name], weight), name
+    pd.testing.assert_frame_equal(got.curves, expected.curves)
+    assert account([got]) == account([expected])
+
+
+def test_without_pairs_to_validate_on_the_last_weights_are_kept(
+    tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    found = fit(
+        PDPOTrainer,
+        personalise(tiny_base),
+        *sections(**{**SETTINGS, "keep": "best", "patience": 1}),
+        {"train": PAIRS, "validation": []},
+        checkpoints=tmp_path,
+        seed=5,
+        label="test",
+    )
+    assert (found.kept_step, found.steps) == (10, 10)
+    assert set(found.curves["split"]) == {"train"}
 
 
 def test_last_complete(tmp_path: Path) -> None:
@@ -255,7 +365,18 @@ def test_other_code_is_another_run(
     loaded = run_key(SECTION, inputs)
     source.write_text("x = 2\n")
     changed = run_key(SECTION, inputs)
-    assert len({key, loaded, changed}) == 3
+    source.write_text("def f():\n    return 1\n")
+    function = run_key(SECTION, inputs)
+    assert len({key, loaded, changed, function}) == 4
+    # What is said about it does not change what it does.
+    source.write_text('"""About f."""\n\ndef f():  # pure\n    """One."""\n    return (1)\n')
+    assert run_key(SECTION, inputs) == function
+    # Who does which share of the work does.
+    monkeypatch.setitem(sys.modules, "prlhf.infra.distributed", module)
+    monkeypatch.delitem(sys.modules, "prlhf.new_part")
+    assert run_key(SECTION, inputs) not in {key, function}
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "prlhf.new_part", module)
     # Neither messages nor the command line change a result.
     for name in ("infra.new_part", "params.new_part", "commands", "cli", "stages"):
         with monkeypatch.context() as patch:
@@ -267,3 +388,20 @@ def test_other_code_is_another_run(
     monkeypatch.delitem(sys.modules, "prlhf.new_part")
     monkeypatch.setitem(sys.modules, "elsewhere", other)
     assert run_key(SECTION, inputs) == key
+
+
+def test_what_runs_left_that_never_went_on_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(io, "CHECKPOINTS", tmp_path)
+    left = [f"pdpo-{number:016x}" for number in range(4)]
+    others = ["pdpo_2-0000000000000000", "dpo-0000000000000000", "reward_pdpo-0000000000000000"]
+    for age, name in enumerate([*left, *others]):
+        (tmp_path / name / "checkpoint-1").mkdir(parents=True)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    # A run that goes on keeps its own, old as it is, and the two that were last at work.
+    assert checkpoint_directory("pdpo", f"{3:016x}") == tmp_path / left[3]
+    assert {path.name for path in tmp_path.iterdir()} == {left[0], left[1], left[3], *others}
+    # A new one, which has nothing yet, too.
+    checkpoint_directory("pdpo", "f" * 16)
+    assert {path.name for path in tmp_path.iterdir()} == {left[0], left[1], *others}

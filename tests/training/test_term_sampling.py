@@ -15,23 +15,17 @@ from torch import Tensor
 from torch.utils.data import BatchSampler
 
 import prlhf.training.finetune as finetune_module
-from personal import assert_same_gradients, gradients, personalise
-from preferences import sections, some_pairs, train_params
+from personal import assert_same_gradients, gradients, personalise, with_prior
+from preferences import arguments, sections, some_pairs, train_params
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.rewards.lm import PersonalizedRewardModel
 from prlhf.rewards.training import reward_loss
 from prlhf.training.callbacks import ShowProgress
-from prlhf.training.dataset import (
-    PreferenceCollator,
-    PreferenceExample,
-    PreferenceSampler,
-    Visit,
-    drawn_terms,
-    epoch_order,
-)
-from prlhf.training.finetune import fit, training_arguments
+from prlhf.training.dataset import PreferenceCollator, PreferenceExample
+from prlhf.training.finetune import fit
 from prlhf.training.losses import PairLosses, pdpo_loss
+from prlhf.training.order import PreferenceSampler, Visit, drawn_terms, epoch_order
 from prlhf.training.trainer import PDPOTrainer, conditions
 
 PAIRS = some_pairs(8, weights=True)
@@ -40,7 +34,7 @@ ALPHA = 0.3
 
 def exact(base: BaseModel, kind: str) -> PersonalizedLM:
     lm = personalise(base, kind).double()
-    lm.user_model.offset_penalty = lm.user_model.generic_pull = 0.4
+    with_prior(lm.user_model)
     return lm
 
 
@@ -139,7 +133,7 @@ def test_a_pair_is_seen_as_its_user_with_probability_alpha(alpha: float) -> None
 
 def test_an_epoch_visits_every_pair_once() -> None:
     epoch = 0
-    order = PreferenceSampler(9, seed=4, epoch=lambda: epoch, alpha=0.5)
+    order = PreferenceSampler([1] * 9, seed=4, epoch=lambda: epoch, alpha=0.5)
     found = []
     for epoch in (0, 1, 0):
         found.append(list(order))
@@ -147,7 +141,7 @@ def test_an_epoch_visits_every_pair_once() -> None:
         terms = drawn_terms(9, 0.5, 4, epoch)
         assert all(visit.as_user == terms[visit.position] for visit in found[-1])
     assert found[0] == found[2] != found[1]
-    whole = PreferenceSampler(9, seed=4, epoch=lambda: 0)
+    whole = PreferenceSampler([1] * 9, seed=4, epoch=lambda: 0)
     # Drawing terms leaves the order of the data as it is.
     assert list(whole) == [Visit(visit.position, None) for visit in found[0]]
     assert [visit.position for visit in whole] == epoch_order(9, 4, 0)
@@ -155,10 +149,10 @@ def test_an_epoch_visits_every_pair_once() -> None:
 
 def test_processes_share_the_visits_of_one() -> None:
     def batches(index: int) -> list[list[Visit]]:
-        order = PreferenceSampler(16, seed=1, epoch=lambda: 2, alpha=0.5)
+        order = PreferenceSampler([1] * 16, seed=1, epoch=lambda: 2, alpha=0.5)
         return list(BatchSamplerShard(BatchSampler(order, 2, False), 2, index))
 
-    alone = list(PreferenceSampler(16, seed=1, epoch=lambda: 2, alpha=0.5))
+    alone = list(PreferenceSampler([1] * 16, seed=1, epoch=lambda: 2, alpha=0.5))
     together = [batch for two in zip(batches(0), batches(1), strict=True) for batch in two]
     assert [visit for batch in together for visit in batch] == alone
 
@@ -176,7 +170,7 @@ def run(lm: PersonalizedLM, checkpoints: Path, **changes: Any) -> Any:
         checkpoints=checkpoints,
         seed=5,
         label="test",
-    )
+    ).curves
 
 
 def trained(lm: PersonalizedLM) -> dict[str, Tensor]:
@@ -233,7 +227,7 @@ def test_a_resumed_run_sees_the_same_draws(
                 raise KeyboardInterrupt
 
     start = personalise(tiny_base, "cluster", dropout=0.2)
-    settings = {"batch_size": 2, "micro_batch_size": 1, "checkpoint_every": step}
+    settings = {"batch_size": 2, "micro_batch_size": 1, "checkpoint_every": step / 12}
     whole = copy.deepcopy(start)
     expected = run(whole, tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
@@ -254,7 +248,7 @@ def trainer(lm: PersonalizedLM, where: Path, **changes: Any) -> PDPOTrainer:
         lm,
         train,
         params,
-        arguments=training_arguments(params, where, 0, lm.device, pairs=len(PAIRS)),
+        arguments=arguments(params, where, pairs=len(PAIRS)),
         train_pairs=PAIRS,
         eval_pairs=PAIRS[:4],
     )

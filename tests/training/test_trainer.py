@@ -13,13 +13,20 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from personal import personalise
-from preferences import KeepGradients, mirrored, optimizer_params, sections, some_pairs
+from personal import personalise, with_prior
+from preferences import (
+    KeepGradients,
+    arguments,
+    mirrored,
+    optimizer_params,
+    sections,
+    some_pairs,
+)
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.callbacks import COLUMNS, training_curves
 from prlhf.training.dataset import PreferenceExample
-from prlhf.training.finetune import fit, sample_pairs, steps, training_arguments
+from prlhf.training.finetune import fit
 from prlhf.training.trainer import PDPOTrainer
 
 PAIRS = some_pairs(8, weights=True)
@@ -44,7 +51,7 @@ def train(
         lm,
         objective,
         params,
-        arguments=training_arguments(params, where, seed, lm.device, pairs=len(pairs)),
+        arguments=arguments(params, where, pairs=len(pairs), seed=seed),
         train_pairs=pairs,
         eval_pairs=pairs[: params.eval_pairs],
         callbacks=callbacks or [],
@@ -59,8 +66,7 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(
 ) -> None:
     found, after = [], []
     start = personalise(tiny_base, kind).double()
-    if kind != "uniform":
-        start.user_model.generic_pull = start.user_model.offset_penalty = 0.5
+    with_prior(start.user_model)
     for micro in (1, 2, 4):
         lm = copy.deepcopy(start)
         keep = KeepGradients()
@@ -125,17 +131,18 @@ def test_alpha_of_zero_trains_the_generic_model_only(tiny_base: BaseModel, tmp_p
     assert not torch.equal(before["user_model.shared"], after["user_model.shared"])
 
 
-@pytest.mark.parametrize("pull", [0.0, 0.1])
+@pytest.mark.parametrize("prior", [False, True])
 def test_alpha_of_one_trains_the_personalised_term_only(
-    tiny_base: BaseModel, tmp_path: Path, pull: float
+    tiny_base: BaseModel, tmp_path: Path, prior: bool
 ) -> None:
     lm = personalise(tiny_base, "cluster")
-    lm.user_model.generic_pull = pull
+    if prior:  # draws the generic user to the others
+        with_prior(lm.user_model)
     before = parameters(lm)
     train(lm, tmp_path, alpha=1.0)
     after = parameters(lm)
     name = "user_model.generic_weights"
-    assert torch.equal(before[name], after[name]) == (pull == 0)
+    assert torch.equal(before[name], after[name]) == (not prior)
     assert not torch.equal(before["user_model.centres"], after["user_model.centres"])
 
 
@@ -149,7 +156,7 @@ def test_users_who_disagree_each_get_their_way(tiny_base: BaseModel, tmp_path: P
         pairs.append(mirrored(pairs[-1], user_index=2))
     lm = personalise(tiny_base)
     trainer = train(
-        lm, tmp_path, pairs, beta=2.0, epochs=12.0, lora_lr=5e-3, user_lr=5e-2, eval_pairs=8
+        lm, tmp_path, pairs, beta=2.0, epochs=12.0, lora_lr=5e-3, user_lr=2.5, eval_pairs=8
     )
     metrics = trainer.evaluate()
     assert metrics["eval_accuracy_user"] == 1.0
@@ -157,7 +164,7 @@ def test_users_who_disagree_each_get_their_way(tiny_base: BaseModel, tmp_path: P
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_a_schedule_reaches_both_learning_rates(
+def test_a_schedule_reaches_all_learning_rates(
     tiny_base: BaseModel, tmp_path: Path, schedule: str
 ) -> None:
     seen: list[list[float]] = []
@@ -166,7 +173,7 @@ def test_a_schedule_reaches_both_learning_rates(
         def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
             seen.append([group["lr"] for group in optimizer.param_groups])
 
-    lm = personalise(tiny_base)
+    lm = personalise(tiny_base, "cluster")
     train(
         lm,
         tmp_path,
@@ -175,8 +182,11 @@ def test_a_schedule_reaches_both_learning_rates(
         schedule=schedule,
         warmup_ratio=0.25,
         lora_lr=1e-3,
-        user_lr=1e-2,
+        user_lr=0.5,
+        weights_lr=2e-2,
     )
+    # The adapter, the clusters' embeddings, and the logits of the generic user and of the others.
+    rates = [1e-3, 0.5 * lm.base.embedding_std, 2e-2, 2e-2]
     # 8 steps, 2 of them warming up
     factor = {
         "constant": lambda t: 1.0,
@@ -185,8 +195,8 @@ def test_a_schedule_reaches_both_learning_rates(
     }[schedule]
     expected = [0.0, 0.5, *(factor(i / 6) for i in range(6))]
     assert len(seen) == 8
-    for rates, share in zip(seen, expected, strict=True):
-        assert rates == pytest.approx([1e-3 * share, 1e-2 * share, 1e-2 * share], abs=1e-12)
+    for found, share in zip(seen, expected, strict=True):
+        assert found == pytest.approx([rate * share for rate in rates], abs=1e-12)
 
 
 def test_gradients_are_clipped_jointly(tiny_base: BaseModel, tmp_path: Path) -> None:
@@ -233,7 +243,7 @@ def test_runs_repeat_themselves(tiny_base: BaseModel, tmp_path: Path) -> None:
 def test_evaluation_leaves_training_alone(tiny_base: BaseModel, tmp_path: Path) -> None:
     start = personalise(tiny_base, dropout=0.2)
     found = []
-    for every in (1, 100):
+    for every in (0.25, 1.0):
         lm = copy.deepcopy(start)
         trainer = train(lm, tmp_path / str(every), eval_every=every, epochs=2.0)
         found.append((parameters(lm), [e for e in trainer.state.log_history if "loss" in e]))
@@ -253,9 +263,7 @@ def test_what_a_log_entry_says(tiny_base: BaseModel, tmp_path: Path) -> None:
         start,
         trainer.objective,
         optimizer_params(),
-        arguments=training_arguments(
-            optimizer_params(), tmp_path, 0, start.device, pairs=len(pairs)
-        ),
+        arguments=arguments(optimizer_params(), tmp_path, pairs=len(pairs)),
         train_pairs=pairs,
         eval_pairs=pairs,
     )
@@ -275,12 +283,12 @@ def test_the_curves(tiny_base: BaseModel, tmp_path: Path) -> None:
     table = fit(
         PDPOTrainer,
         personalise(tiny_base),
-        *sections(epochs=6.0, eval_every=4, eval_pairs=3),
+        *sections(epochs=6.0, eval_every=1 / 3, eval_pairs=3),
         {"train": PAIRS, "validation": PAIRS},
         checkpoints=tmp_path,
         seed=0,
         label="test",
-    )
+    ).curves
     assert list(table.columns) == list(COLUMNS)
     # 12 steps; logged at the first, then at every fifth; validated at every fourth
     assert table[table["split"] == "train"]["step"].tolist() == [1, 5, 10]
@@ -297,25 +305,3 @@ def test_curves_leave_out_what_was_not_computed(tiny_base: BaseModel, tmp_path: 
     columns = set(training_curves(trainer.state.log_history).columns)
     assert {"accuracy_generic", "margin_generic", "loss"} <= columns
     assert not {"accuracy_user", "margin_user"} & columns
-
-
-def test_a_sample_is_fixed_and_in_order() -> None:
-    pairs = some_pairs(20)
-    chosen = sample_pairs(pairs, 6, seed=1)
-    assert len(chosen) == 6
-    assert chosen == [pair for pair in pairs if pair in chosen]
-    assert chosen == sample_pairs(pairs, 6, seed=1)
-    assert chosen != sample_pairs(pairs, 6, seed=2)
-    assert sample_pairs(pairs, 20, seed=1) == pairs
-
-
-@pytest.mark.parametrize(
-    ("epochs", "most", "expected"),
-    [(1.0, None, 3), (1.0, 2, 2), (1.0, 9, 3), (2.0, 9, 6), (0.5, None, 2), (2.0, 5, 5)],
-)
-def test_steps_are_what_epochs_give_and_max_steps_at_most(
-    epochs: float, most: int | None, expected: int
-) -> None:
-    """Hugging Face's `max_steps` alone would go on with a further epoch."""
-    params = optimizer_params(epochs=epochs, max_steps=most, batch_size=4, micro_batch_size=2)
-    assert steps(params, 10) == expected

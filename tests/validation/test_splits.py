@@ -1,6 +1,8 @@
-"""Splits by prompt, and users held out whole."""
+"""Splits by prompt, unit and time, a data set's own sides, and users held out whole."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -9,10 +11,13 @@ from hypothesis import strategies as st
 
 from prlhf.data import PAIR_COLUMNS, SPLITS, USER_COLUMNS
 from prlhf.data.ids import content_hash
-from prlhf.data.prompts import canonical_prompt, messages, prompt_id
+from prlhf.data.prompts import canonical_prompt, messages, opening, prompt_id
 from prlhf.infra.errors import UserError
 from prlhf.ingest.columns import typed_rows
-from prlhf.validation.prepare import Prepared, split
+from prlhf.validation import splits
+from prlhf.validation.splits import Prepared
+
+split = partial(splits.split, min_pairs=1)
 
 
 def usable(judged: list[tuple[str, str]], unseen: dict[str, bool] | None = None) -> pd.DataFrame:
@@ -32,6 +37,7 @@ def usable(judged: list[tuple[str, str]], unseen: dict[str, bool] | None = None)
     )
     return rows.assign(
         prompt_id=rows["prompt"].map(prompt_id),
+        opening_id=rows["prompt"].map(opening).map(prompt_id),
         pair_id=[
             content_hash(user, prompt, "a", "b")
             for user, prompt in zip(rows["user_id"], rows["prompt"], strict=True)
@@ -113,7 +119,8 @@ def test_nothing_leaks_and_nothing_is_lost(shares, judged, seed):
     assert not prompts["test"] & prompts["validation"]
     seen = set(pd.concat([parts[name] for name in SPLITS])["user_id"])
     assert not seen & set(parts["unseen"]["user_id"])
-    assert seen == set(parts["train"]["user_id"]), "every seen user has training pairs"
+    few = set(prepared.users.loc[prepared.users["few"], "user_id"])
+    assert few == seen - set(parts["train"]["user_id"]), "without a training pair"
     counts = prepared.users[[f"pairs_{name}" for name in SPLITS]].sum(axis=1)
     assert counts.sum() == len(rows)
 
@@ -127,6 +134,16 @@ def test_the_seed_decides_and_the_order_of_rows_does_not(shares):
     pd.testing.assert_frame_equal(first.users, again.users)
     assert set(first.part("test")["pair_id"]) == set(again.part("test")["pair_id"])
     assert set(first.part("test")["prompt_id"]) != set(other.part("test")["prompt_id"])
+
+
+def test_splits_of_known_rows_stay_what_they_were(shares):
+    """The first version's sides: data of single turns are split as ever."""
+    prepared = split(usable(grid(6, 12)), seed=7, shares=shares())
+    found = sides(prepared)
+    assert [prompt for prompt, side in found.items() if side == "test"] == ["p3", "p6"]
+    assert [prompt for prompt, side in found.items() if side == "validation"] == ["p2", "p4"]
+    assert prepared.users.loc[~prepared.users["seen"], "user_id"].tolist() == ["u00"]
+    assert (prepared.pairs["unit"] == prepared.pairs["prompt_id"]).all()
 
 
 def test_new_prompts_leave_most_of_the_old_ones_on_their_side(shares):
@@ -165,18 +182,21 @@ def test_too_few_prompts(shares):
     assert len(split(usable(grid(5, 3)), seed=7, shares=shares()).part("validation"))
 
 
-def test_a_user_without_training_prompts_counts_as_unseen(shares):
+def test_a_user_without_training_pairs_counts_as_one_with_few(shares):
     everyone = split(usable(grid(4, 20)), seed=7, shares=shares(unseen_users=0.0))
     on_test = everyone.part("test")["prompt"].unique()[0]
     text = {canonical_prompt(prompt): prompt for _, prompt in grid(1, 20)}[on_test]
     judged = [*grid(4, 20), ("late", text)]
     prepared = split(usable(judged), seed=7, shares=shares(unseen_users=0.0))
     late = prepared.users.set_index("user_id").loc["late"]
-    assert not late["seen"]
-    assert late["user_index"] == 0
+    assert late["seen"]
+    assert late["few"]
+    assert late["user_index"] == 1
     assert late["pairs_test"] == 1
-    assert prepared.part("unseen")["user_id"].tolist() == ["late"]
-    assert prepared.notes == ["users without a training prompt count as unseen (1): late"]
+    assert prepared.part("test")["user_id"].tolist().count("late") == 1
+    assert prepared.users["few"].sum() == 1
+    (note,) = prepared.notes
+    assert note.startswith("1 of 5 seen users have fewer than 1 pairs")
 
 
 def test_prompts_of_unseen_users_alone_have_sides_too(shares):
@@ -218,7 +238,7 @@ def test_a_test_side_of_its_own(shares):
 def test_a_prompt_on_both_sides_is_not_tested(shares):
     rows = own_split(usable(grid(4, 20)), {f"p{n}" for n in range(5)})
     rows.loc[rows["user_id"] == "u00", "side"] = "train"
-    with pytest.raises(UserError, match="no pair of a seen user is on a test prompt"):
+    with pytest.raises(UserError, match="no pair of a seen user is on the test side"):
         split(rows, seed=7, shares=shares(unseen_users=0.0))
     rows = own_split(usable(grid(4, 20)), {f"p{n}" for n in range(5)})
     first = rows["prompt"] == canonical_prompt("p0")
@@ -259,3 +279,115 @@ def test_unseen_users_have_the_sides_of_the_data_set_too(shares):
         "test": 3,
         "validation": 3,
     }
+
+
+def test_a_validation_side_of_its_own(shares):
+    rows = own_split(usable(grid(4, 20)), {"p0", "p1"})
+    named = rows["prompt"].isin([canonical_prompt(f"p{n}") for n in (2, 3, 4)])
+    rows["side"] = rows["side"].mask(named, "validation")
+    found = sides(split(rows, seed=7, shares=shares(validation=0.5, unseen_users=0.0)))
+    assert {prompt for prompt, side in found.items() if side == "validation"} == {"p2", "p3", "p4"}
+    assert {prompt for prompt, side in found.items() if side == "test"} == {"p0", "p1"}
+    rows.loc[rows.index[named][0], "side"] = "test"
+    prepared = split(rows, seed=7, shares=shares(unseen_users=0.0))
+    assert sides(prepared)["p2"] == "validation"
+    assert prepared.notes == [
+        "pairs of the data set's test side whose prompts it also validates with (1) count as "
+        "validation pairs"
+    ]
+
+
+# ---------------------------------------------------------------- dialogues, units, time
+
+
+def dialogue(rows: pd.DataFrame, prompts: list[list[dict[str, str]]]) -> pd.DataFrame:
+    """`rows` with these prompts, one each."""
+    spelt = pd.Series([canonical_prompt(prompt) for prompt in prompts], dtype="str")
+    return rows.assign(
+        prompt=spelt,
+        prompt_id=spelt.map(prompt_id),
+        opening_id=spelt.map(opening).map(prompt_id),
+    )
+
+
+@pytest.mark.parametrize("by", ["unit", "prompt"])
+def test_turns_of_a_dialogue_are_on_one_side(shares, by):
+    judged = grid(3, 60)
+    turns = []
+    for _, name in judged:
+        number = int(name[1:])
+        said = [{"role": "system", "content": "Be kind."}] if number % 2 else []
+        said.append({"role": "user", "content": f"start {number // 3}"})
+        for turn in range(number % 3):
+            said += [
+                {"role": "assistant", "content": f"answer {number}"},
+                {"role": "user", "content": f"more {turn}"},
+            ]
+        turns.append(said)
+    rows = dialogue(usable(judged), turns)
+    prepared = split(rows, seed=7, shares=shares(by=by, unseen_users=0.0))
+    starts = [
+        " ".join(each["content"] for each in messages(prompt)[: 1 + ("Be kind." in prompt)])
+        for prompt in prepared.pairs["prompt"]
+    ]
+    found = prepared.pairs.groupby(starts)["prompt_split"].nunique()
+    assert len(found) == 40
+    assert found.max() == 1
+    assert prepared.pairs.groupby(starts)["unit"].nunique().max() == 1
+    assert prepared.pairs["unit"].nunique() == 40
+
+
+def test_given_units_divide_prompts_and_that_is_said(shares):
+    rows = usable([(f"u{user}", "summarise") for user in range(4) for _ in range(40)])
+    rows["unit"] = [f"document {number // 2 % 20}" for number in range(len(rows))]
+    rows["pair_id"] = [content_hash(str(number)) for number in range(len(rows))]
+    with pytest.raises(UserError, match="1 distinct prompts are too few .* split.by: response"):
+        split(rows, seed=7, shares=shares(by="prompt", unseen_users=0.0))
+    prepared = split(rows, seed=7, shares=shares(unseen_users=0.0))
+    sides = prepared.pairs.groupby(rows["unit"])["prompt_split"].agg(["nunique", "first"])
+    assert sides["nunique"].max() == 1
+    assert sides["first"].value_counts().to_dict() == {"train": 12, "validation": 4, "test": 4}
+    assert prepared.notes == [
+        "the prompts of 32 of 32 test pairs are also trained on, in other units (data.columns.unit)"
+    ]
+    one = content_hash("document 3")
+    assert set(prepared.pairs.loc[rows["unit"] == "document 3", "unit"]) == {one}
+    rows.loc[rows["unit"] == "document 3", "unit"] = None
+    prepared = split(rows, seed=7, shares=shares(unseen_users=0.0))
+    assert set(prepared.pairs.loc[rows["unit"].isna(), "unit"]) == {prompt_id(rows["prompt"][0])}
+
+
+def test_by_time_the_newest_are_held_out(shares):
+    rows = usable(grid(4, 20))
+    number = rows["prompt"].map({canonical_prompt(f"p{n}"): n for n in range(20)})
+    # A prompt is as old as its first choice, however often it was judged afterwards.
+    rows["time"] = 1e9 + number + 1e6 * (rows["user_id"] == "u03")
+    found = sides(split(rows, seed=7, shares=shares(by="time", unseen_users=0.0)))
+    assert {prompt for prompt, side in found.items() if side == "test"} == {
+        "p16",
+        "p17",
+        "p18",
+        "p19",
+    }
+    assert {prompt for prompt, side in found.items() if side == "validation"} == {
+        "p12",
+        "p13",
+        "p14",
+        "p15",
+    }
+    rows.loc[5, "time"] = None
+    with pytest.raises(UserError, match=r"test: row 6: no time in this row .* 0 others"):
+        split(rows, seed=7, shares=shares(by="time"))
+    with pytest.raises(UserError, match=r"split.by: is time, but .*map data.columns.time"):
+        split(rows.drop(columns="time"), seed=7, shares=shares(by="time"))
+
+
+def test_users_with_few_pairs_are_not_drawn_as_unseen_ones(shares):
+    judged = [*grid(4, 20), ("few", "p1"), ("few", "p2")]
+    for seed in range(6):
+        prepared = splits.split(
+            usable(judged), seed=seed, shares=shares(unseen_users=0.25), min_pairs=3
+        )
+        users = prepared.users.set_index("user_id")
+        assert users["seen"].sum() == 4
+        assert users.loc["few", ["seen", "few"]].tolist() == [True, True]

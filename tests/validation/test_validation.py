@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from prlhf.data import ROW_COLUMNS
+from prlhf.data import ROW_COLUMNS, as_trained
+from prlhf.data.ids import content_hash
 from prlhf.data.prompts import canonical_prompt
 from prlhf.ingest.columns import typed_rows
-from prlhf.validation.prepare import REASONS, ValidationResult, prepare, split
+from prlhf.validation.prepare import REASONS, ValidationResult, flip_labels, prepare, split
 from prlhf.validation.suite import Check, Validator
 
 Make = Callable[..., Any]
@@ -32,9 +33,19 @@ def to_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
 def validated(rules: Make, shares: Make) -> Callable[..., ValidationResult]:
     """Validate records under the test's rules, with changes."""
 
-    def run(records: list[dict[str, Any]], **changes: Any) -> ValidationResult:
+    def run(
+        records: list[dict[str, Any]],
+        label_noise: float = 0.0,
+        by: str = "unit",
+        **changes: Any,
+    ) -> ValidationResult:
         return prepare(
-            to_rows(records), name="p.jsonl", seed=7, rules=rules(**changes), shares=shares()
+            to_rows(records),
+            name="p.jsonl",
+            seed=7,
+            rules=rules(**changes),
+            shares=shares(by=by),
+            label_noise=label_noise,
         )
 
     return run
@@ -53,7 +64,8 @@ def test_clean_data_pass(validated, pairs):
     summary = outcome.summary
     assert summary["success"]
     assert summary["rows"] == {"ingested": 50, "usable": 50, "quarantined": 0}
-    assert summary["users"] == {"seen": 4, "unseen": 1}
+    assert summary["users"] == {"seen": 4, "unseen": 1, "few": 0}
+    assert summary["balance"]["few_users"] == 0
     assert summary["pairs"] == {"train": 24, "validation": 8, "test": 8, "unseen": 10}
     assert summary["prompts"] == {"train": 6, "validation": 2, "test": 2}
     assert set(summary["quarantined"]) == set(REASONS)
@@ -87,7 +99,6 @@ BASE = {"user_id": "user0", "prompt": "Extra?", "chosen": "yes", "rejected": "no
         ({"weight": -1.0}, "bad_weight"),
         ({"weight": float("inf")}, "bad_weight"),
         ({"weight": None}, "bad_weight"),
-        ({"user_id": "newcomer"}, "too_few_pairs"),
     ],
 )
 def test_a_faulty_row_is_set_aside_with_its_reason(validated, pairs, change, reason):
@@ -127,15 +138,80 @@ def test_a_faulty_twin_does_not_cost_the_sound_row(validated, pairs):
     assert quarantined(outcome) == {1: "bad_weight", 2: "bad_weight"}
 
 
-def test_pairs_are_counted_after_other_faults(validated, pairs):
+def test_users_with_few_pairs_stay(validated, pairs):
     few = [
-        {"user_id": "few", "prompt": f"Extra {n}?", "chosen": "yes", "rejected": "no"}
-        for n in range(3)
+        {"user_id": "few", "prompt": f"Question {n}?", "chosen": "yes", "rejected": "no"}
+        for n in range(10)
     ]
-    assert validated([*pairs(), *few], min_pairs_per_user=3).quarantine.empty
+    whole = validated([*pairs(), *few], min_pairs_per_user=10).prepared
+    assert not whole.users["few"].any()
     few[1]["chosen"] = ""
-    outcome = validated([*pairs(), *few], min_pairs_per_user=3)
-    assert quarantined(outcome) == {51: "too_few_pairs", 52: "empty_chosen", 53: "too_few_pairs"}
+    outcome = validated([*pairs(), *few], min_pairs_per_user=10)
+    assert quarantined(outcome) == {52: "empty_chosen"}, "pairs are counted after other faults"
+    users = outcome.prepared.users.set_index("user_id")
+    assert users.index[users["few"]].tolist() == ["few"]
+    assert users.loc["few", "user_index"] > 0
+    assert users["seen"].sum() == 5, "the others' places do not hang on it"
+    assert outcome.summary["users"] == {"seen": 5, "unseen": 1, "few": 1}
+    assert outcome.summary["balance"]["few_users"] == 9 / 59
+    (warning,) = outcome.warnings
+    assert warning.startswith("1 of 5 seen users have fewer than 10 pairs")
+    assert "15.3% of the pairs" in warning
+
+
+def test_a_population_of_which_most_have_few_pairs_is_kept_whole(validated):
+    """Zipf: the user of rank r has 200 / r pairs."""
+    records = [
+        {"user_id": f"u{rank}", "prompt": f"Q{n}?", "chosen": f"a{n}", "rejected": f"b{n}"}
+        for rank in range(1, 201)
+        for n in range(max(1, 200 // rank))
+    ]
+    outcome = validated(records, min_pairs_per_user=4)
+    assert outcome.error is None
+    assert outcome.quarantine.empty
+    assert len(outcome.prepared.users) == 200
+    few = outcome.prepared.users["few"]
+    assert few.sum() >= 150
+    trained = as_trained(outcome.prepared.part("train"), outcome.prepared.users)
+    of_few = trained["user_id"].isin(outcome.prepared.users.loc[few, "user_id"])
+    assert (trained.loc[of_few, "user_index"] == 0).all()
+    assert (trained.loc[~of_few, "user_index"] > 0).all()
+    assert of_few.any()
+    unseen = outcome.prepared.users.loc[~outcome.prepared.users["seen"]]
+    assert (unseen.filter(like="pairs_").sum(axis=1) >= 4).all()
+    assert not unseen["few"].any()
+
+
+def test_label_noise_spares_what_is_measured(validated, pairs):
+    records = pairs(users=10, prompts=40)
+    clean = validated(records).prepared.pairs
+    noisy = validated(records, label_noise=0.3)
+    assert noisy.error is None
+    flipped = noisy.prepared.pairs["chosen"] != clean["chosen"]
+    test = clean["prompt_split"] == "test"
+    assert not flipped[test].any(), "also those of unseen users"
+    # 320 pairs: the share's standard deviation is 0.026.
+    assert 0.2 < flipped[~test].mean() < 0.4
+    assert flipped[clean["split"] == "unseen"].any()
+    moved = noisy.prepared.pairs[flipped]
+    assert moved["chosen"].tolist() == clean.loc[flipped, "rejected"].tolist()
+    assert moved["rejected"].tolist() == clean.loc[flipped, "chosen"].tolist()
+    assert moved["pair_id"].tolist() == [
+        content_hash(row.user_id, row.prompt, row.chosen, row.rejected)
+        for row in moved.itertuples()
+    ]
+    rest = [name for name in clean if name not in ("chosen", "rejected", "pair_id")]
+    pd.testing.assert_frame_equal(noisy.prepared.pairs[rest], clean[rest])
+    pd.testing.assert_frame_equal(noisy.prepared.pairs[~flipped], clean[~flipped])
+
+
+def test_noise_on_a_pair_does_not_hang_on_the_others(validated, pairs):
+    clean = validated(pairs(users=10, prompts=40)).prepared.pairs
+    whole = flip_labels(clean, seed=7, probability=0.4)
+    part = clean.iloc[::3]
+    pd.testing.assert_frame_equal(flip_labels(part, seed=7, probability=0.4), whole.iloc[::3])
+    assert not flip_labels(clean, seed=8, probability=0.4).equals(whole)
+    assert flip_labels(clean, seed=7, probability=0.0) is clean
 
 
 def test_too_many_faulty_rows_stop(validated, pairs):
@@ -159,7 +235,7 @@ def test_too_few_users_stop(validated, pairs):
     one = validated([BASE])
     assert one.error is not None
     assert len(one.error.lines()) == 1
-    assert quarantined(one) == {1: "too_few_pairs"}
+    assert one.quarantine.empty
 
 
 @pytest.mark.parametrize("name", ["user_id", "prompt", "chosen", "rejected"])
@@ -195,8 +271,23 @@ def test_leakage_is_found(validated, pairs, monkeypatch):
 
     monkeypatch.setattr("prlhf.validation.prepare.split", leaky)
     outcome = validated(pairs())
-    assert "prompts are on more than one side of the split" in str(outcome.error)
+    assert "prompts or units are on more than one side of the split" in str(outcome.error)
     assert outcome.prepared is None
+
+
+def test_a_leaking_response_is_found(validated, pairs, monkeypatch):
+    def leaky(rows: pd.DataFrame, **arguments: Any) -> Any:
+        prepared = split(rows, **arguments)
+        trained = prepared.pairs.index[prepared.pairs["split"] == "train"][0]
+        tested = prepared.pairs.index[prepared.pairs["split"] == "test"][0]
+        prepared.pairs.loc[tested, "chosen"] = prepared.pairs.loc[trained, "chosen"]
+        return prepared
+
+    assert validated(pairs(), by="response").error is None
+    monkeypatch.setattr("prlhf.validation.prepare.split", leaky)
+    outcome = validated(pairs(), by="response")
+    assert "1 responses" in str(outcome.error) or "2 responses" in str(outcome.error)
+    assert "are on more than one side of the split" in str(outcome.error)
 
 
 def test_the_summary_is_plain_and_the_same_every_time(validated, pairs):

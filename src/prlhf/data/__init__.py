@@ -3,10 +3,15 @@
 It imports nothing heavy, so that the command line may read it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prlhf.infra.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROW_COLUMNS: Final = (
     "row",
@@ -22,9 +27,10 @@ ROW_COLUMNS: Final = (
 )
 """`ingested/rows.parquet`: every source row, in source order."""
 
-SPLIT_COLUMNS: Final = ("side", "unit")
-"""Further columns of a data set that brings its own split: `side` is "train" or "test", and the
-rows of one `unit` (a dialogue) stay together; the prompt is the unit of a row without one."""
+SPLIT_COLUMNS: Final = ("side", "unit", "time")
+"""Further columns of rows whose data set says how to divide it: `side` is one of `SPLITS`, the rows
+of one `unit` (a dialogue, a document) stay on one side, `time` is when the choice was made (seconds
+since 1970, UTC). A data set has any of them or none."""
 
 PAIR_COLUMNS: Final = (
     "pair_id",
@@ -37,9 +43,13 @@ PAIR_COLUMNS: Final = (
     "user_text",
     "weight",
     "group",
+    "unit",
     "row",
 )
-"""`prepared/{train,validation,test}.parquet`; `unseen.parquet` adds `prompt_split`."""
+"""`prepared/{train,validation,test}.parquet`; `unseen.parquet` adds `prompt_split`, the side that
+the pair is on. `unit` names what stays on one side: who divides the training pairs further keeps
+the pairs of a unit together. It is missing for pairs between two units (`split.by: response`),
+which then belong to neither part."""
 
 USER_COLUMNS: Final = (
     "user_id",
@@ -47,14 +57,16 @@ USER_COLUMNS: Final = (
     "group",
     "user_text",
     "seen",
+    "few",
     "pairs_train",
     "pairs_validation",
     "pairs_test",
 )
-"""`prepared/users.parquet`."""
+"""`prepared/users.parquet`; `few` marks seen users with too few pairs to be trained on as
+themselves."""
 
 SPLITS: Final = ("train", "validation", "test")
-"""The sides a prompt can be on."""
+"""The sides a pair can be on."""
 
 GENERIC: Final = 0
 """The `user_index` of the generic user, which unseen users share; seen users are 1..N."""
@@ -69,6 +81,17 @@ PROMPTED_METHOD: Final = "prompted"
 def index_users(ids: Iterable[str]) -> dict[str, int]:
     """The index of each seen user, counted from 1 (0 is the generic user)."""
     return {user: index for index, user in enumerate(ids, GENERIC + 1)}
+
+
+def as_trained(pairs: pd.DataFrame, users: pd.DataFrame) -> pd.DataFrame:
+    """Pairs as training sees them: those of users with too few are the generic user's.
+
+    Args:
+        pairs: Prepared pairs (`PAIR_COLUMNS`).
+        users: All users (`USER_COLUMNS`).
+    """
+    of_few = pairs["user_id"].isin(users.loc[users["few"], "user_id"])
+    return pairs.assign(user_index=pairs["user_index"].mask(of_few, GENERIC))
 
 
 def clean_user_text(value: object) -> str | None:

@@ -97,6 +97,21 @@ def prompt_id(prompt: str) -> str:
     return content_hash(prompt)
 
 
+def opening(prompt: str) -> str:
+    """The opening of a canonical prompt's dialogue: its messages up to the first one of the user's.
+
+    All turns of a dialogue have the same; a prompt of a single turn is its own.
+    """
+    found = messages(prompt)
+    first = next(place for place, each in enumerate(found, 1) if each["role"] == "user")
+    return prompt if first == len(found) else _encode(found[:first])
+
+
+def openings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`opening` of canonical prompts, none of them missing."""
+    return pa.chunked_array([_openings(piece) for piece in _pieces(column)], pa.large_string())
+
+
 def encodable(text: str) -> bool:
     """Whether `text` can be written as UTF-8; JSON escapes can smuggle in what cannot."""
     try:
@@ -165,6 +180,13 @@ def _lengths(prompts: pa.Array) -> pa.Array:
     others = pc.indices_nonzero(pc.invert(single))
     counted = [prompt_chars(prompt) for prompt in prompts.take(others).to_pylist()]
     return pc.replace_with_mask(lengths, pc.invert(single), pa.array(counted, pa.int64()))
+
+
+def _openings(prompts: pa.Array) -> pa.Array:
+    # Within a message's text, the quotes are escaped.
+    several = pc.greater(pc.count_substring(prompts, '"role":"user"'), 1)
+    found = [opening(prompt) for prompt in prompts.filter(several).to_pylist()]
+    return pc.replace_with_mask(prompts, several, pa.array(found, pa.large_string()))
 
 
 def _of_messages(lists: pa.Array) -> pa.Array | None:

@@ -125,6 +125,17 @@ def all_reduce_sum_(*results: Tensor | None) -> None:
                 dist.all_reduce(result)
 
 
+def sum_to_main_(result: Tensor) -> bool:
+    """Sum a tensor over the processes, in place in the main one only.
+
+    Returns:
+        Whether this is the main process; in the others nothing useful is left in the tensor.
+    """
+    if world_size() > 1:
+        dist.reduce(result, dst=0)
+    return is_main()
+
+
 def gather(results: dict[int, T]) -> dict[int, T]:
     """The results of all processes, whose keys are disjoint, in every process."""
     if world_size() == 1:

@@ -6,8 +6,10 @@ run never leaves half a file under a final name.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -15,6 +17,7 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +33,15 @@ SOURCE: Final = "prlhf_source.json"
 CHECKPOINTS: Final = Path(".cache/checkpoints")
 """Where interrupted runs keep their work: outside DVC's outputs, which it deletes before a run."""
 
-WITHOUT_EFFECT: Final = re.compile(r"(infra|params)(\..*)?$|(cli|commands|launch|__main__|stages)$")
+ABANDONED: Final = 86400.0
+"""Seconds without a change after which nobody is thought to write to an unfinished directory."""
+
+UNFINISHED: Final = 3
+"""Runs of a stage and method whose work is kept: the present one, and the last before it."""
+
+WITHOUT_EFFECT: Final = re.compile(
+    r"infra(\.(?!distributed$).*)?$|params(\..*)?$|(cli|commands|launch|__main__|stages)$"
+)
 """Modules of this package that no result depends on: editing them loses no checkpoint."""
 
 _REPRODUCE = "`dvc repro` makes it anew"
@@ -43,7 +54,8 @@ def atomic_path(path: str | Path, *, directory: bool = False) -> Iterator[Path]:
 
     Yields a temporary sibling (same suffix, hidden) for the caller to write to; parents are made
     as needed. When the block ends, its content is flushed to disk and renamed to `path`, replacing
-    what was there. When the block raises, the sibling is removed and `path` stays as it was.
+    what was there. When the block raises, the sibling is removed and `path` stays as it was. What a
+    killed process left of an earlier directory is removed, too.
 
     Args:
         path: The final name.
@@ -56,6 +68,7 @@ def atomic_path(path: str | Path, *, directory: bool = False) -> Iterator[Path]:
     try:
         with naming(final):
             if directory:
+                _remove_abandoned(final)
                 partial.mkdir()
             yield partial
             _flush(partial)
@@ -161,12 +174,34 @@ def require_file(path: str | Path) -> None:
         raise UserError("no such file", where=path, fix="`dvc repro` makes what is missing")
 
 
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy's scalars and arrays
         return value.tolist()
     if isinstance(value, Path):
         return value.as_posix()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _remove_abandoned(final: Path) -> None:
+    """Remove unfinished directories in which nothing has changed for `ABANDONED` seconds."""
+    for left in final.parent.glob(
+        f".{glob.escape(final.stem)}.*.partial{glob.escape(final.suffix)}"
+    ):
+        if time.time() - max(map(_last_change, [left, *left.rglob("*")])) > ABANDONED:
+            _remove(left)
+
+
+def _last_change(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # gone: another process drops it, too
+        return 0.0
 
 
 def _flush(path: Path) -> None:
@@ -215,9 +250,12 @@ def _remove(path: Path) -> None:
 def run_key(settings: Any, inputs: Iterable[Path]) -> str:
     """Name of a run: 16 hexadecimal digits of a hash of all that determines its result.
 
+    That includes what the loaded modules of this package do, those `WITHOUT_EFFECT` left out, but
+    not their comments, docstrings and layout.
+
     Args:
         settings: anything that JSON can represent, and sections of the parameters.
-        inputs: files, or directories of which all files count; the source code in use is added.
+        inputs: files, or directories of which all files count.
     """
     digest = hashlib.blake2b(digest_size=8)
 
@@ -232,13 +270,38 @@ def run_key(settings: Any, inputs: Iterable[Path]) -> str:
             digest.update(file.relative_to(path).as_posix().encode())
             add_file(file)
     for file in _code():
-        add_file(file)
+        tree = _WithoutRemarks().visit(ast.parse(file.read_bytes()))
+        digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
+
+
+def checkpoint_directory(name: str, key: str) -> Path:
+    """Where a run keeps its work until its result is written; not made here.
+
+    Runs that were interrupted and never went on leave their work for ever. Here, when another one
+    starts, all but the `UNFINISHED` latest runs of the same name are dropped.
+
+    Args:
+        name: of the stage and method.
+        key: of the run, see `run_key`.
+    """
+    directory = CHECKPOINTS / f"{name}-{key}"
+    others = [path for path in CHECKPOINTS.glob(f"{name}-{'?' * len(key)}") if path != directory]
+    for old in sorted(others, key=_last_change, reverse=True)[UNFINISHED - 1 :]:
+        discard(old)
+    return directory
 
 
 def discard(directory: Path) -> None:
     """Delete what a run kept, once its result is written."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+class _WithoutRemarks(ast.NodeTransformer):
+    """Leaves out docstrings, and other constants that stand alone."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 def _code() -> list[Path]:

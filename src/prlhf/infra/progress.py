@@ -83,6 +83,12 @@ class Progress:
             self._printed, self._shown = now, self.done
             say(self._line(now))
 
+    def expect(self, more: int) -> None:
+        """Count on more items than thought."""
+        self.total += more
+        if self._bar is not None:
+            self._bar.total = self.total
+
     def _line(self, now: float) -> str:
         elapsed = max(now - self._started, 1e-9)
         rate = self.done / elapsed

@@ -196,9 +196,9 @@ def _schema(records: list[dict[str, Any]], mapping: Mapping[str, str | None]) ->
             continue
         first = next((r[theirs] for r in records if r.get(theirs) is not None), None)
         kind = pa.string()
-        if ours == "weight":
+        if ours == "weight" or (ours == "time" and isinstance(first, int | float)):
             kind = pa.float64()
-        elif ours in ("user_id", "group") and isinstance(first, int):
+        elif ours in ("user_id", "group", "unit") and isinstance(first, int):
             kind = pa.int64()
         elif ours == "prompt" and isinstance(first, list):
             kind = messages

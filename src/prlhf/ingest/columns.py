@@ -1,17 +1,19 @@
 """From a source's own columns to the contract's: names, types, canonical prompts."""
 
 import contextlib
+import datetime
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prlhf.data import ROW_COLUMNS, SPLIT_COLUMNS
+from prlhf.data import ROW_COLUMNS, SPLIT_COLUMNS, SPLITS
 from prlhf.data.prompts import (
     UNENCODABLE,
     PromptError,
@@ -27,6 +29,9 @@ from prlhf.ingest.files import Records
 _FLOAT_ID = re.compile(r"-?\d+\.0")
 # What Arrow and Python make the same number of, and most of what is written as one.
 _NUMBER = r"^-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?$"
+
+MILLISECONDS: Final = 1e11
+"""Times given as numbers from here on (in seconds, the year 5138) are in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ def contract_rows(records: Records, mapping: Mapping[str, str | None], source: s
     """Records in the contract's form, one row each, in their order.
 
     Missing values stay missing, and a prompt without content becomes missing: the stage `validate`
-    decides which rows are usable. Only what cannot be understood is an error. Numbers in `user_id`
-    and `group` become text, whole numbers without a fraction (3, not 3.0).
+    decides which rows are usable. Only what cannot be understood is an error. Numbers in `user_id`,
+    `group` and `unit` become text, whole numbers without a fraction (3, not 3.0).
 
     Args:
         records: What was read.
@@ -69,6 +74,9 @@ def contract_rows(records: Records, mapping: Mapping[str, str | None], source: s
         "user_text": _texts,
         "weight": _weights,
         "group": _labels,
+        "side": _sides,
+        "unit": _labels,
+        "time": _times,
     }
     arrays: dict[str, Any] = {
         "row": pa.array(records.numbers, pa.int64()),
@@ -83,15 +91,17 @@ def contract_rows(records: Records, mapping: Mapping[str, str | None], source: s
 def typed_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with all columns of the contract, in its order and with its types.
 
-    Columns that are not there are filled: weight with 1, the others with missing values. The
-    columns of a data set's own split are kept if it has them.
+    Columns that are not there are filled: weight with 1, the others with missing values. Those of
+    `data.SPLIT_COLUMNS` are kept if there are any.
     """
     missing = [name for name in ROW_COLUMNS if name not in frame]
     filled: dict[str, Any] = {name: 1.0 if name == "weight" else pd.NA for name in missing}
     texts = ("source", "user_id", "prompt", "chosen", "rejected", "user_text", "group")
     own = [name for name in SPLIT_COLUMNS if name in frame]
-    types = {"row": "int64", "weight": "float64", "unseen": "boolean"}
-    types |= dict.fromkeys((*texts, *own), "str")
+    types = dict.fromkeys((*texts, *own), "str")
+    types |= {"row": "int64", "weight": "float64", "unseen": "boolean"}
+    if "time" in own:
+        types["time"] = "float64"
     return frame.assign(**filled)[[*ROW_COLUMNS, *own]].astype(types)
 
 
@@ -233,6 +243,48 @@ def _weight(records: Records, index: int, name: str, value: object) -> float | N
         with contextlib.suppress(ValueError, OverflowError):
             return float(cast("float | str", value))
     raise _wrong(records, index, name, f"expected a number, found {describe(value)}")
+
+
+def _sides(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
+    sides = _texts(records, name)
+    known = pc.is_in(sides, pa.array(SPLITS))
+    if not pc.all(known, min_count=0).as_py():
+        index = pc.index(known, False).as_py()
+        problem = f"expected {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, found "
+        raise _wrong(records, index, name, problem + describe(sides[index].as_py()))
+    return sides
+
+
+def _times(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
+    """Seconds since 1970 of ISO 8601 texts, numbers, and a table's own times."""
+    column = _decoded(records, name)
+    if not isinstance(column, list):
+        kind = column.type
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+            return pc.divide(micros.cast(pa.float64()), 1e6)
+        if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise _wrong_column(records, name, kind, "times")
+        column = column.to_pylist()
+    times = [_time(records, index, name, value) for index, value in enumerate(column)]
+    return pa.array(times, pa.float64())
+
+
+def _time(records: Records, index: int, name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            moment = datetime.datetime.fromisoformat(value.strip())
+            zone = moment.tzinfo or datetime.UTC
+            return moment.replace(tzinfo=zone).timestamp()
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+            if math.isfinite(number):
+                return number / 1000 if abs(number) >= MILLISECONDS else number
+    problem = f"expected a time (ISO 8601, or a number since 1970), found {describe(value)}"
+    raise _wrong(records, index, name, problem)
 
 
 def _prompts(records: Records, name: str) -> pa.Array | pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""Where preference pairs come from, and smaller or noisier versions of a data set.
+"""Where preference pairs come from, and smaller versions of a data set.
 
 A new source is a module here with a function that reads it, an entry in `SOURCES`, and its settings
 in `prlhf.params.data`.
@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from prlhf.data.ids import content_hash, generator, shuffled
+from prlhf.data.ids import generator, shuffled
 from prlhf.data.prompts import PIECE, canonical_prompt
 from prlhf.infra.errors import UserError
 from prlhf.ingest import prism, psoups, tldr
@@ -153,7 +153,7 @@ def _draw(pairs: dict[str, Pairs], seed: int, user: str, count: int) -> list[tup
     return list(islice(everything, count))
 
 
-# ---------------------------------------------------------------- samples and label noise
+# ---------------------------------------------------------------- samples
 
 
 def sample_rows(
@@ -173,33 +173,14 @@ def sample_rows(
     return rows.reset_index(drop=True)
 
 
-def flip_labels(rows: pd.DataFrame, *, seed: int, probability: float) -> pd.DataFrame:
-    """Swap chosen and rejected, each row with this probability.
-
-    Whether a row is swapped depends on its content and the seed, not on its place: it is the same
-    in a sample and in the whole.
-    """
-    if not probability:
-        return rows
-    judged = rows[["user_id", "prompt", "chosen", "rejected"]]
-    draws = row_hashes(judged, key=content_hash("label_noise", str(seed))) / 2.0**64
-    flipped = draws < probability
-    return rows.assign(
-        chosen=rows["chosen"].mask(flipped, rows["rejected"]),
-        rejected=rows["rejected"].mask(flipped, rows["chosen"]),
-    )
-
-
-def row_hashes(rows: pd.DataFrame, key: str | None = None) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def row_hashes(rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """A hash of each row's content, whatever the file format or library that stores it.
 
-    Args:
-        rows: The rows; their index does not count.
-        key: 16 characters that select another hash function.
+    The rows' index does not count.
     """
     # pandas hashes Python objects made from the values: in pieces, few exist at a time.
     parts = [rows.iloc[start : start + PIECE] for start in range(0, max(1, len(rows)), PIECE)]
-    hashes = [pd.util.hash_pandas_object(part, index=False, hash_key=key) for part in parts]
+    hashes = [pd.util.hash_pandas_object(part, index=False) for part in parts]
     return np.concatenate([each.to_numpy() for each in hashes])
 
 

@@ -21,11 +21,24 @@ from numpy.typing import NDArray
 from prlhf.data import PROMPTED_METHOD
 from prlhf.judging.fluency import HEALTHY
 
-QUESTION_COLUMNS = ("user_id", "group", "prompt_id", "prompt", "first", "second")
-"""A question to a judge: which of two answers, `first` or `second`, the user would take."""
+QUESTION_COLUMNS = (
+    "user_id",
+    "group",
+    "prompt_id",
+    "prompt",
+    "first",
+    "second",
+    "first_finished",
+    "second_finished",
+)
+"""A question to a judge: which of two answers, `first` or `second`, the user would take. One that
+is not finished did not end by itself, but at `generate.max_new_tokens`."""
 
 KEYS = ("method", "other", "user_id", "group", "prompt_id", "seen")
 """What identifies a comparison."""
+
+ANSWER = {"text": "", "state": "_state", "finished": "_finished"}
+"""The columns of an answer, and what each adds to `first` and `second` in a comparison."""
 
 CHOICE_KEYS = ("pair_id", "prompt_id", "user_id", "group")
 """What identifies a user's held-out choice."""
@@ -115,8 +128,9 @@ def comparisons(
         unseen_users: `user_id, group` of users held out of training.
 
     Returns:
-        `KEYS`, `prompt`, `first` and `second` (the answers of `method` and of `other`) and
-        `first_state` and `second_state` (see `fluency.measure_texts`), in the order of `meetings`.
+        `KEYS`, `prompt`, and of the answers of `method` (`first`) and of `other` (`second`) the
+        text, `_state` (see `fluency.measure_texts`) and `_finished` (it ended by itself), in the
+        order of `meetings`.
     """
     served = {
         name: _served(table, unseen_users) for name, table in measured.items() if personalized[name]
@@ -128,13 +142,11 @@ def comparisons(
         else:
             theirs = measured[other][measured[other]["condition"] == "generic"]
             keys = ["prompt_id"]
-        both = served[name].merge(
-            theirs[[*keys, "text", "state"]], on=keys, suffixes=("", "_other")
-        )
+        both = served[name].merge(theirs[[*keys, *ANSWER]], on=keys, suffixes=("", "_other"))
         parts.append(both.assign(method=name, other=other))
-    names = {"text": "first", "text_other": "second"}
-    names |= {"state": "first_state", "state_other": "second_state"}
-    columns = [*KEYS, "prompt", "first", "second", "first_state", "second_state"]
+    names = {name: f"first{what}" for name, what in ANSWER.items()}
+    names |= {f"{name}_other": f"second{what}" for name, what in ANSWER.items()}
+    columns = [*KEYS, "prompt", *names.values()]
     if not parts:
         return pd.DataFrame(columns=columns)
     return pd.concat(parts, ignore_index=True).rename(columns=names)[columns]
@@ -149,7 +161,7 @@ def _served(measured: pd.DataFrame, unseen_users: pd.DataFrame) -> pd.DataFrame:
     else:
         generic = measured[measured["condition"] == "generic"].drop(columns=["user_id", "group"])
         unseen = unseen_users[["user_id", "group"]].merge(generic, how="cross")
-    columns = ["user_id", "group", "prompt_id", "prompt", "seen", "text", "state"]
+    columns = ["user_id", "group", "prompt_id", "prompt", "seen", *ANSWER]
     # An empty table would change the types of the columns that it is concatenated with.
     parts = [part[columns] for part in (seen, unseen.assign(seen=False)) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else seen[columns]
@@ -213,10 +225,10 @@ class Judged:
     """Comparisons with their verdicts.
 
     Attributes:
-        table: `KEYS`; `asked` (False if the comparison was settled without a judge); `verdict` of
-            the first judge: 1 (`method` wins), 0 (tie), -1 (loses), missing (it gave none);
-            `verdict_<kind>` of each further judge, also missing if it does not know the user; and
-            the judges' own columns.
+        table: `KEYS`; `finished` (both answers ended by themselves); `asked` (False if the
+            comparison was settled without a judge); `verdict` of the first judge: 1 (`method`
+            wins), 0 (tie), -1 (loses), missing (it gave none); `verdict_<kind>` of each further
+            judge, also missing if it does not know the user; and the judges' own columns.
         broken: How many comparisons an empty or degenerate answer decided.
         equal: How many were between equal texts.
     """
@@ -246,7 +258,9 @@ def judge(table: pd.DataFrame, judges: Mapping[str, Judge]) -> Judged:
         columns |= {str(name): found[name] for name in found.columns}
     broken = ((table["first_state"] != HEALTHY) | (table["second_state"] != HEALTHY)).sum()
     return Judged(
-        table[list(KEYS)].assign(asked=open_, **columns),
+        table[list(KEYS)].assign(
+            finished=table["first_finished"] & table["second_finished"], asked=open_, **columns
+        ),
         int(broken),
         int(settled.notna().sum() - broken),
     )
@@ -264,7 +278,7 @@ def judge_choices(
     most: Mapping[str, int | None],
     order: pd.Series,
 ) -> pd.DataFrame:
-    """Let each judge choose between the two responses that a user chose from.
+    """Let each judge choose between the two responses that a user chose from, as finished ones.
 
     Args:
         test: Prepared pairs that the judged models were not trained on.
@@ -277,6 +291,7 @@ def judge_choices(
         judge takes what the user chose. Pairs without any verdict are left out.
     """
     table = test.rename(columns={"chosen": "first", "rejected": "second"}).reset_index(drop=True)
+    table = table.assign(first_finished=True, second_finished=True)
     ranks = np.argsort(np.argsort(np.asarray(order), kind="stable"))
     columns = {}
     for kind, one in judges.items():

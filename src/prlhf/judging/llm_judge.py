@@ -58,6 +58,9 @@ QUESTION = """\
 
 Which answer would this user prefer?"""
 
+CUT = " [cut off by a limit of length]"
+"""Stands behind an answer that did not end by itself."""
+
 CORRECTION = """\
 That could not be read. Reply with one JSON object and nothing else: \
 {"reason": "<at most 25 words>", "winner": "<A, B or tie>"}"""
@@ -339,10 +342,18 @@ class LlmJudge:
         Raises:
             UserError: See `Client.ask`.
         """
-        texts = questions[["prompt", "first", "second"]].itertuples(index=False)
+        texts = (
+            [
+                text if whole else f"{text}{CUT}"
+                for text, whole in zip(questions[side], questions[f"{side}_finished"], strict=True)
+            ]
+            for side in ("first", "second")
+        )
         asked = [
             question(about, prompt, a, b)
-            for about, (prompt, first, second) in zip(self._about(questions), texts, strict=True)
+            for about, prompt, first, second in zip(
+                self._about(questions), questions["prompt"], *texts, strict=True
+            )
             for a, b in ((first, second), (second, first))
         ]
         answers = self.client.ask(asked, "judge")

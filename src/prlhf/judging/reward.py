@@ -34,7 +34,8 @@ from prlhf.infra.errors import UserError
 from prlhf.infra.io import read_json, read_parquet
 from prlhf.judging.judges import JudgeContext
 from prlhf.params import FeatureRewardJudgeParams
-from prlhf.rewards.features import Examples, FeatureReward, fit_feature_reward
+from prlhf.people.features import Examples
+from prlhf.people.hierarchical import HierarchicalReward, fit_hierarchical
 
 CHOSEN = ["user_id", "prompt", "chosen", "rejected"]
 """Columns of the pairs that are learned from."""
@@ -43,9 +44,6 @@ CHOSEN = ["user_id", "prompt", "chosen", "rejected"]
 @dataclass(frozen=True)
 class RewardJudge(ABC):
     """A judge by a personalised reward r(x, y, u); see `comparisons.Judge`.
-
-    Differences between rewards of answers to one prompt are log-odds that the user takes one of
-    them.
 
     Attributes:
         tie: How far a probability of winning may be from 0.5 and still be a tie.
@@ -62,17 +60,16 @@ class RewardJudge(ABC):
         """See `Judge`: the users that the reward model learned, from pairs about other prompts."""
 
     @abstractmethod
-    def rewards(self, questions: pd.DataFrame, side: str) -> NDArray[np.float64]:
-        """The reward of the answers in column `side` to their users, `[questions]`.
+    def log_odds(self, questions: pd.DataFrame) -> NDArray[np.float64]:
+        """Log-odds that users take the first answer rather than the second, `[questions]`.
 
         NaN for users that are not known.
         """
 
     def verdicts(self, questions: pd.DataFrame) -> pd.DataFrame:
         """See `Judge`; also, in `column`, the probability that the first answer wins."""
-        first, second = (self.rewards(questions, side) for side in ("first", "second"))
         # As a hyperbolic tangent, the logistic function does not overflow.
-        probability = 0.5 + 0.5 * np.tanh((first - second) / 2)
+        probability = 0.5 + 0.5 * np.tanh(self.log_odds(questions) / 2)
         decided = np.abs(probability - 0.5) > self.tie
         verdict = np.where(decided, np.sign(probability - 0.5), 0).astype(np.int8)
         return pd.DataFrame({"verdict": pd.array(verdict, dtype="Int8"), self.column: probability})
@@ -88,15 +85,15 @@ class Features:
 
     Attributes:
         rows: Row of `values` by `text_key(prompt, response)`.
-        values: float32 [N, d].
+        values: float16 or float32 [N, d].
     """
 
     rows: Mapping[str, int]
     values: torch.Tensor
 
-    def of(self, prompts: Iterable[str], texts: Iterable[str]) -> torch.Tensor:
-        """Features of responses, [n, d]."""
-        return self.values[[self.rows[key] for key in map(text_key, prompts, texts)]]
+    def rows_of(self, prompts: Iterable[str], texts: Iterable[str]) -> NDArray[np.int64]:
+        """Rows of responses, int64 [n]."""
+        return np.array([self.rows[key] for key in map(text_key, prompts, texts)], dtype=np.int64)
 
     def __or__(self, other: Features) -> Features:
         """Both together; a text in both has the features of `other`."""
@@ -108,13 +105,15 @@ class Features:
 class Fold(NamedTuple):
     """A reward fitted without the prompts of a fold, and the index of each user by id, from 1."""
 
-    reward: FeatureReward
+    reward: HierarchicalReward
     users: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class FeatureRewardJudge(RewardJudge):
-    """A linear reward on the base model's features, cross-fitted by prompt.
+    """A reward on the base model's features, cross-fitted by prompt.
+
+    What is not known of a user draws the probability of winning to one half.
 
     Attributes:
         features: Of every text that is judged.
@@ -189,18 +188,15 @@ class FeatureRewardJudge(RewardJudge):
                     fix="choose another judge, or a larger split.test or split.validation",
                 )
             users = index_users(sorted(set(table["user_id"])))
-            chosen, rejected = (
-                features.of(table["prompt"], table[side]) for side in ("chosen", "rejected")
+            examples = Examples(
+                features.values,
+                features.rows_of(table["prompt"], table["chosen"]),
+                features.rows_of(table["prompt"], table["rejected"]),
+                table["user_id"].map(users).to_numpy(np.int64),
+                pd.factorize(table["prompt"])[0].astype(np.int64)[:, None],
+                np.ones(len(table)),
             )
-            indices = torch.tensor([users[user] for user in table["user_id"]], dtype=torch.long)
-            # The generic user is never asked about, and has no part in the loss: alpha is 1.
-            reward, _ = fit_feature_reward(
-                Examples(chosen - rejected, indices),
-                None,
-                len(users),
-                **params.model_dump(include={"clusters", "rank", "steps", "lr", "l2"}),
-                seed=seed,
-            )
+            reward, _ = fit_hierarchical(examples, len(users), clusters=1, seed=seed, control=False)
             folds.append(Fold(reward, users))
         return cls(params.tie, {"folds": len(folds), **about}, features, fold_of, folds)
 
@@ -211,23 +207,28 @@ class FeatureRewardJudge(RewardJudge):
         ]
         return np.array(found, dtype=bool)
 
-    def rewards(self, questions: pd.DataFrame, side: str) -> NDArray[np.float64]:
-        rewards = np.full(len(questions), np.nan)
+    def log_odds(self, questions: pd.DataFrame) -> NDArray[np.float64]:
+        odds = np.full(len(questions), np.nan)
         known = self.knows(questions)
         place = questions["prompt"].map(self.fold_of)
         for number, fold in enumerate(self.folds):
             rows = known & (place == number).to_numpy()
             if rows.any():
                 asked = questions[rows]
-                features = self.features.of(asked["prompt"], asked[side])
-                indices = torch.tensor([fold.users[user] for user in asked["user_id"]])
-                rewards[rows] = fold.reward(features, indices).double().numpy()
-        return rewards
+                first, second = (
+                    self.features.values[self.features.rows_of(asked["prompt"], asked[side])]
+                    for side in ("first", "second")
+                )
+                users = torch.tensor([fold.users[user] for user in asked["user_id"]])
+                odds[rows] = fold.reward.log_odds(first, second, users).double().numpy()
+        return odds
 
 
 @dataclass(frozen=True)
 class RewardModelJudge(RewardJudge):
     """A reward model on the language model, by the rewards that `score_rewards` wrote.
+
+    Differences between rewards of answers to one prompt are log-odds.
 
     Attributes:
         values: Reward by user id and `text_key`.
@@ -272,7 +273,11 @@ class RewardModelJudge(RewardJudge):
     def knows(self, questions: pd.DataFrame) -> NDArray[np.bool_]:
         return questions["user_id"].isin(self.users).to_numpy(dtype=bool)
 
-    def rewards(self, questions: pd.DataFrame, side: str) -> NDArray[np.float64]:
+    def log_odds(self, questions: pd.DataFrame) -> NDArray[np.float64]:
+        first, second = (self._rewards(questions, side) for side in ("first", "second"))
+        return first - second
+
+    def _rewards(self, questions: pd.DataFrame, side: str) -> NDArray[np.float64]:
         texts = map(text_key, questions["prompt"], questions[side])
         keys = zip(questions["user_id"], texts, strict=True)
         found = [self.values.get(key) if key[0] in self.users else np.nan for key in keys]

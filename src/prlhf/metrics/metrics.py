@@ -1,7 +1,7 @@
 """`reports/metrics.json`: every figure of an evaluation, and the interval of each.
 
 The tree of figures and the tree under `interval` have the same shape, except that a gain in
-accuracy has a second interval, `same_users`, which keeps the users and draws other prompts. A
+accuracy has a second interval, `same_users`, for these users and other prompts. A
 figure that cannot be computed is left out, never NaN, and `Evaluation.notes` says why. No times, no
 machine names: equal inputs give equal bytes.
 
@@ -19,9 +19,14 @@ from prlhf.data import BASE_METHOD
 from prlhf.judging.comparisons import is_personalized, meetings, reading_order
 from prlhf.judging.fluency import DEGENERATE, EMPTY, Tables, measure_methods
 from prlhf.metrics import preferences
-from prlhf.metrics.bootstrap import DIGITS, Bootstrap, Floats, MetricTree, by_prompt, ratio
-from prlhf.metrics.preferences import Verdicts
-from prlhf.metrics.reading import broken, figure, method_names
+from prlhf.metrics.intervals import Estimate, Floats, Intervals
+from prlhf.metrics.preferences import Gain, Verdicts
+from prlhf.metrics.reading import MIN_UNITS, broken, figure, method_names
+from prlhf.metrics.tree import DIGITS, MetricTree, drawn_by
+from prlhf.metrics.worst import lowest_tenth, worst_tenth, worst_user
+
+UNEVEN = 0.5
+"""Users who count in training, weighed by their choices, as a share of all; below, it is said."""
 
 
 @dataclass
@@ -32,15 +37,19 @@ class Evaluation:
         methods: The tables of each method in the order of `compare.all`, `base` among them.
         test: `prepared/test.parquet`: held-out pairs of seen users.
         unseen_users: `user_id, group` of users held out of training.
+        units: What stays on one side of the split with a pair, by the id of each held-out pair.
+        training_pairs: How many training pairs each seen user has.
         verdicts: Of the judges; None leaves win rates out.
-        bootstrap: Makes the intervals.
+        intervals: Makes the intervals.
+        margin: Differences in accuracy up to this matter to nobody.
         degenerate: When a text is degenerate: see `fluency.measure_texts`.
         baseline: The method that gains are measured against.
         reward_pairs: Scored pairs of each trained reward model, by its method.
         personalized: The methods in reading order, and whether each is personalised.
         groups: The preference groups of seen users; empty if none are known.
+        predictions: `preferences.predictions` of each scored method.
         users: `accuracy_by_user` of each scored method.
-        reward_models: `accuracy_by_user` of each trained reward model.
+        reward_models: `preferences.predictions` of each trained reward model.
         measured: `fluency.measure_texts` of each method's generated texts.
         given: Those of them that seen users get (see `answers_to_users`).
         notes: What was left out or looks wrong, one sentence each.
@@ -50,8 +59,11 @@ class Evaluation:
     methods: Mapping[str, Tables]
     test: pd.DataFrame
     unseen_users: pd.DataFrame
+    units: pd.Series
+    training_pairs: pd.Series
     verdicts: Verdicts | None
-    bootstrap: Bootstrap
+    intervals: Intervals
+    margin: float
     degenerate: Mapping[str, float]
     baseline: str
     reward_pairs: Mapping[str, pd.DataFrame] = field(default_factory=dict)
@@ -67,15 +79,18 @@ class Evaluation:
             self.notes.append(
                 "The data set names no preference groups: figures by group are left out."
             )
-        self.users = {
-            name: self._per_user(pairs, name)
+        self.predictions = {
+            name: self._predictions(pairs, name)
             for name in self.personalized
             if (pairs := self.methods[name].pairs) is not None
+        }
+        self.users = {
+            name: preferences.accuracy_by_user(pairs) for name, pairs in self.predictions.items()
         }
         if not self.users:
             self.notes.append("No method has scored pairs: preference accuracy is left out.")
         self.reward_models = {
-            name: self._per_user(pairs, f"reward model of {name}")
+            name: self._predictions(pairs, f"reward model of {name}")
             for name, pairs in self.reward_pairs.items()
         }
         self.measured = measure_methods(
@@ -84,20 +99,32 @@ class Evaluation:
         self.given = {
             name: answers_to_users(table, self.groups) for name, table in self.measured.items()
         }
-        tree = MetricTree(self.bootstrap)
+        self._note_weights()
+        tree = MetricTree(self.intervals)
         for metric in METRICS:
             metric(tree, self)
         self.metrics = tree.result()
 
-    def _per_user(self, pairs: pd.DataFrame, name: str) -> pd.DataFrame:
-        """`accuracy_by_user`, with a note of margins that are not numbers."""
+    def _predictions(self, pairs: pd.DataFrame, name: str) -> pd.DataFrame:
+        """`preferences.predictions`, with a note of margins that are not numbers."""
         diverged = int((~np.isfinite(pairs["margin"].astype(float))).sum())
         if diverged:
             self.notes.append(
                 f"{name}: {diverged} of {len(pairs)} margins are not finite numbers and count as "
                 "wrong; the model has probably diverged."
             )
-        return preferences.accuracy_by_user(pairs)
+        return preferences.predictions(pairs, self.units)
+
+    def _note_weights(self) -> None:
+        """Training weighs choices, accuracies weigh users: say so where that makes a difference."""
+        sizes = self.training_pairs.to_numpy(dtype=np.float64)
+        if sizes.sum() and sizes.sum() ** 2 / (sizes**2).sum() < UNEVEN * len(sizes):
+            busiest = np.sort(sizes)[::-1][: int(np.ceil(len(sizes) / 10))].sum() / sizes.sum()
+            self.notes.append(
+                f"A tenth of the users made {busiest:.0%} of the training choices. Training weighs "
+                "every choice alike (unless optimizer.user_balance says otherwise); accuracies "
+                "here weigh every user alike, but for `micro` in metrics.json."
+            )
 
 
 def answers_to_users(measured: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
@@ -128,6 +155,7 @@ def _counts(tree: MetricTree, run: Evaluation) -> None:
         tree.count(("counts", "groups", str(group)), size)
     tree.count(("counts", "pairs", "seen"), len(run.test))
     tree.count(("counts", "prompts", "judged"), run.test["prompt_id"].nunique())
+    tree.count(("counts", "units"), preferences.units_of(run.test, run.units).nunique())
     for tables in run.methods.values():
         if tables.pairs is not None:
             tree.count(("counts", "pairs", "unseen"), (tables.pairs["split"] == "unseen").sum())
@@ -137,71 +165,106 @@ def _counts(tree: MetricTree, run: Evaluation) -> None:
 
 def _accuracy(tree: MetricTree, run: Evaluation) -> None:
     """`accuracy.<method>` and `reward_models.<method>`."""
-    for section, models in (("accuracy", run.users), ("reward_models", run.reward_models)):
-        for name, table in models.items():
-            _put_accuracy(tree, (section, name), table)
+    for section, models in (("accuracy", run.predictions), ("reward_models", run.reward_models)):
+        for name, pairs in models.items():
+            _put_accuracy(tree, (section, name), pairs)
 
 
-def _put_accuracy(tree: MetricTree, at: tuple[str, ...], table: pd.DataFrame) -> None:
-    bootstrap = tree.bootstrap
-    served = preferences.served(table)
-    seen, unseen = served[served["seen"]], served[~served["seen"]]
-    overall = bootstrap.mean(seen["accuracy"])
-    tree.put((*at, "macro"), overall)
+def _put_accuracy(tree: MetricTree, at: tuple[str, ...], pairs: pd.DataFrame) -> None:
+    def put(key: Sequence[str], part: pd.DataFrame) -> None:
+        tree.put((*at, *key), preferences.accuracy(tree.intervals, part))
+
+    own = pairs["condition"] == "user"
+    seen = pairs[own & (pairs["split"] == "test")]
+    unseen = pairs[pairs["split"] == "unseen"]
+    put(["macro"], seen)
     # The same figure again, named to be read beside `unseen`.
-    tree.put((*at, "seen"), overall)
-    tree.put((*at, "unseen"), bootstrap.mean(unseen["accuracy"]))
-    tree.put((*at, "generic"), bootstrap.mean(preferences.as_generic(table)["accuracy"]))
-    tree.put((*at, "worst_user"), bootstrap.minimum(seen["losses"], seen["ties"], seen["wins"]))
+    put(["seen"], seen)
+    put(["unseen"], unseen)
+    put(["generic"], pairs[~own & (pairs["split"] == "test")])
+    put(["validation"], pairs[pairs["split"] == preferences.VALIDATION])
+    every = tree.intervals.share(seen["score"], seen["user_id"], seen["unit"])
+    tree.put((*at, "micro"), every)
+    users = preferences.accuracy_by_user(seen)
+    tree.put((*at, "worst_user"), worst_user(tree.intervals, users))
+    tree.put((*at, "worst_tenth"), worst_tenth(tree.intervals, users))
     for place, part in (("groups", seen), ("unseen_groups", unseen)):
         for group, rows in part.groupby("group", sort=True):
-            tree.put((*at, place, str(group)), bootstrap.mean(rows["accuracy"]))
+            put([place, str(group)], rows)
 
 
 def _accuracy_gain(tree: MetricTree, run: Evaluation) -> None:
-    """`accuracy_gain.<name>_vs_<other>`, with one interval for other users and one for these.
+    """`accuracy_gain`, `worst_tenth_gain` and `power`, of `<name>_vs_<other>` each.
 
-    If there are few users with opposed tastes, the first is wide however sure the gain of each is;
-    the second keeps the users and draws other prompts.
+    Gains have one interval for other users and one for these. If there are few users with opposed
+    tastes, the first is wide however sure the gain of each is. The worst tenth is the other
+    method's: whom it served worst on pairs of validation, since those whom it serves worst on the
+    pairs that are compared were also unlucky there, and would seem to gain by any method.
     """
-    macro = {}
-    for name, table in run.users.items():
-        served = preferences.served(table)
-        macro[name] = served[served["seen"]].set_index("user_id")["accuracy"]
-    compared = [(name, run.baseline) for name in macro if name != run.baseline]
-    compared += meetings({name: run.personalized[name] for name in macro}, run.baseline)
+    names = {name: run.personalized[name] for name in run.predictions}
+    compared = [(name, run.baseline) for name in names if name != run.baseline]
+    compared += meetings(names, run.baseline)
     for name, other in dict.fromkeys(compared):
-        own, theirs = run.methods[name].pairs, run.methods.get(other, Tables()).pairs
-        if own is None or theirs is None:
+        if other not in run.predictions:
             continue
-        at = ("accuracy_gain", f"{name}_vs_{other}")
-        tree.put(at, tree.bootstrap.mean((macro[name] - macro[other]).dropna()))
-        gains = preferences.pair_gains(own, theirs)
-        rows = by_prompt(gains, [gains["weight"] * gains["gain"], gains["weight"]])
-        tree.put_interval((*at, "same_users"), tree.bootstrap.ratio(rows))
+        pair, (own, theirs) = f"{name}_vs_{other}", (run.predictions[x] for x in (name, other))
+        found = preferences.accuracy_gain(run.intervals, own, theirs, "test", "user")
+        if found is None:
+            continue
+        _put_gain(tree, ("accuracy_gain", pair), found)
+        _put_power(tree, ("power", pair), found, run.margin)
+        worst = own["user_id"].isin(lowest_tenth(preferences.validated(theirs)))
+        found = preferences.accuracy_gain(run.intervals, own[worst], theirs, "test", "user")
+        if found is not None:
+            _put_gain(tree, ("worst_tenth_gain", pair), found)
+
+
+def _put_gain(tree: MetricTree, at: tuple[str, ...], gain: Gain) -> None:
+    tree.put(at, gain.others)
+    tree.put_interval((*at, "same_users"), gain.same_users)
+
+
+def _put_power(tree: MetricTree, at: tuple[str, ...], gain: Gain, margin: float) -> None:
+    """What these data could have shown, and how many would show what they seem to say.
+
+    The latter is about the difference found, or about `margin` where that is larger.
+    """
+    level, size = tree.intervals.level, max(abs(gain.others.value), margin)
+
+    def needed(estimate: Estimate, count: int) -> int | None:
+        smallest = estimate.detectable(level)
+        return None if smallest is None else int(np.ceil(count * (smallest / size) ** 2))
+
+    tree.number((*at, "detectable"), gain.others.detectable(level))
+    tree.number((*at, "detectable_same_users"), gain.same_users.detectable(level))
+    if (pairs := needed(gain.same_users, gain.pairs)) is not None:
+        tree.count((*at, "pairs"), pairs)
+    if (users := needed(gain.others, gain.users)) is not None:
+        tree.count((*at, "users"), max(users, MIN_UNITS))
 
 
 def _generic_gain(tree: MetricTree, run: Evaluation) -> None:
     """`generic_gain.<name>_vs_<baseline>`: below zero, what personalising costs unknown users.
 
     `unseen` is over users held out of training, `seen` over users of the method, served as if it
-    did not know them; the interval draws users, each with the difference of both methods.
+    did not know them; the interval is for other users and prompts.
     """
-    baseline = run.methods.get(run.baseline, Tables()).pairs
-    for name, personal in run.personalized.items():
-        pairs = run.methods[name].pairs
-        if baseline is None or pairs is None or not personal or name == run.baseline:
+    baseline = run.predictions.get(run.baseline)
+    for name, own in run.predictions.items():
+        if baseline is None or not run.personalized[name] or name == run.baseline:
             continue
-        gains = preferences.generic_gains(pairs, baseline)
         at = ("generic_gain", f"{name}_vs_{run.baseline}")
-        for place, part in (("unseen", gains[~gains["seen"]]), ("seen", gains[gains["seen"]])):
-            tree.put((*at, place), tree.bootstrap.mean(part["gain"]))
+        for place, split in (("unseen", "unseen"), ("seen", "test")):
+            found = preferences.accuracy_gain(run.intervals, own, baseline, split, "generic")
+            if found is not None:
+                tree.put((*at, place), found.others)
 
 
 def _places(run: Evaluation, name: str) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
     """A method's answers to all seen users (path `()`), to each group, and to the generic user."""
     table, texts = run.given[name], run.measured[name]
-    yield (), table
+    # What everybody gets is there once for every group.
+    yield (), table.drop_duplicates("generation_id")
     for group in run.groups:
         yield ("groups", group), table[table["group"] == group]
     if run.personalized[name]:
@@ -214,10 +277,10 @@ def _fluency(tree: MetricTree, run: Evaluation) -> None:
         for place, table in _places(run, name):
             at = ("fluency", name, *place)
             tree.put_mean((*at, "mean_nll"), table, table["nll"])
-            tree.put_mean((*at, "repetition"), table, table["repetition"])
-            tree.put_mean((*at, "unfinished"), table, ~table["finished"].astype(bool))
+            tree.put_share((*at, "repetition"), table, table["repetition"])
+            tree.put_share((*at, "unfinished"), table, ~table["finished"].astype(bool))
             for state in (EMPTY, DEGENERATE):
-                tree.put_mean((*at, state), table, table["state"] == state)
+                tree.put_share((*at, state), table, table["state"] == state)
         if BASE_METHOD in run.measured:
             base = run.measured[BASE_METHOD]
             tree.put_mean(("fluency", name, "base_mean_nll"), base, base["nll"])
@@ -230,13 +293,16 @@ def _length(tree: MetricTree, run: Evaluation) -> None:
             tree.put_mean(("length", name, *(place or ("mean",))), part, part["words"])
         if set(run.groups) == {"longer", "shorter"}:
             short, long = table["group"] == "shorter", table["group"] == "longer"
-            rows = by_prompt(table, [table["words"] * short, short, table["words"] * long, long])
-            tree.put(("length", name, "ratio"), tree.bootstrap.statistic(rows, _ratio_of_means))
+            parts = [table["words"] * short, short, table["words"] * long, long]
+            rows = np.column_stack([part.to_numpy(dtype=np.float64) for part in parts])
+            ratio = tree.intervals.statistic(rows, _ratio_of_means, *drawn_by(table))
+            tree.put(("length", name, "ratio"), ratio)
 
 
 def _ratio_of_means(sums: Floats) -> Floats:
     """`[n, 4]` sum and count of two kinds of texts -> `[n]` mean of the first over the second."""
-    return ratio(np.column_stack([ratio(sums[:, :2]), ratio(sums[:, 2:])]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums[:, 0] / sums[:, 1] / (sums[:, 2] / sums[:, 3])
 
 
 def _judged(tree: MetricTree, run: Evaluation) -> None:
@@ -283,10 +349,13 @@ def headline_figures(
         paths = {
             "accuracy": ("accuracy", name, "macro"),
             "worst_user": ("accuracy", name, "worst_user"),
+            "worst_tenth": ("accuracy", name, "worst_tenth"),
+            "validation": ("accuracy", name, "validation"),
             "unseen": ("accuracy", name, "unseen"),
             "win_rate": ("win_rate", f"{name}_vs_{baseline}", "win_rate"),
             "words": ("length", name, "mean"),
             "nll": ("fluency", name, "mean_nll"),
+            "unfinished": ("fluency", name, "unfinished"),
         }
         figures = {key: figure(metrics, *path) for key, path in paths.items()}
         figures["broken"] = broken(metrics, name)

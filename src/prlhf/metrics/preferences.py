@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,27 +21,56 @@ from numpy.typing import NDArray
 
 from prlhf.data import agreement
 from prlhf.judging.comparisons import verdict_column
-from prlhf.metrics.bootstrap import Floats, MetricTree, by_prompt
+from prlhf.metrics.intervals import Estimate, Floats, Interval, Intervals
+from prlhf.metrics.tree import MetricTree, drawn_by
+from prlhf.metrics.worst import worst_user
 
 COUNTS = ("user_id", "condition", "group", "seen", "wins", "ties", "losses", "pairs", "accuracy")
 """Columns of `accuracy_by_user`."""
+
+VALIDATION = "validation"
+"""The split of scored pairs that settings are chosen by: in no figure that results are told by."""
 
 OUTCOMES = {"wins": 1, "ties": 0, "losses": -1}
 """Verdicts on an answer."""
 
 
-def accuracy_by_user(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Count right, tied and wrong predictions (see `agreement`) of each user under each condition.
+def predictions(pairs: pd.DataFrame, units: pd.Series) -> pd.DataFrame:
+    """What a method makes of each pair.
 
     Args:
-        pairs: One row per pair and condition: `split, pair_id, prompt_id, user_id, group,
-            condition, margin` as in `data/scores/<method>/pairs.parquet`; margins in nats.
+        pairs: One row per pair and condition: `split, pair_id, user_id, group, condition, margin`
+            as in `data/scores/<method>/pairs.parquet`; margins in nats.
+        units: What stays on one side of the split with a pair, by its id.
+
+    Returns:
+        `pairs` with `unit`, `score` (see `agreement`) and `weight`, one over the number of the
+        user's pairs in the same split under the same condition: the weighted mean of scores is the
+        mean over users of their accuracies.
+    """
+    table = pairs.assign(unit=units_of(pairs, units), score=agreement(_margins(pairs)))
+    sizes = table.groupby(["split", "condition", "user_id"])["pair_id"].transform("size")
+    return table.assign(weight=1.0 / sizes)
+
+
+def units_of(pairs: pd.DataFrame, units: pd.Series) -> pd.Series:
+    """The unit of each pair; a pair between two stands for itself."""
+    known = pairs["pair_id"].map(units).astype(object)
+    return known.where(known.notna(), pairs["pair_id"])
+
+
+def accuracy_by_user(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Count right, tied and wrong predictions of each user under each condition.
+
+    Args:
+        pairs: See `predictions`; those of validation do not count.
 
     Returns:
         One row per user and condition, sorted by both, with `COUNTS`. `condition` is `user` (the
         user's own user tokens) or `generic`; `seen` is False for users held out of training.
     """
-    score = agreement(_margins(pairs))
+    pairs = pairs[pairs["split"] != VALIDATION]
+    score = pairs["score"]
     counted = pairs[["user_id", "condition", "group"]].assign(
         seen=pairs["split"] == "test", wins=score == 1, ties=score == 0.5, losses=score == 0
     )
@@ -53,36 +83,72 @@ def accuracy_by_user(pairs: pd.DataFrame) -> pd.DataFrame:
     return table[list(COUNTS)]
 
 
-def pair_gains(pairs: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
-    """What one method gains over another on each held-out pair of seen users, as they are served.
+def validated(pairs: pd.DataFrame) -> pd.DataFrame:
+    """`user_id, wins, ties, losses, pairs, accuracy` of each user on the pairs of validation."""
+    own = pairs[pairs["split"] == VALIDATION].assign(split="test")
+    return accuracy_by_user(own).drop(columns=["condition", "group", "seen"])
 
-    Returns:
-        `prompt_id, weight, gain` per pair scored by both; `gain` in {-1, -0.5, 0, 0.5, 1}. A user's
-        weights sum to 1, so that the weighted mean is the gain in macro accuracy.
+
+def accuracy(intervals: Intervals, pairs: pd.DataFrame) -> Estimate | None:
+    """The mean over users of their accuracies, for other users and other prompts.
+
+    Args:
+        intervals: Makes the interval; there is none for a single user.
+        pairs: Rows of `predictions`, of one split and condition.
     """
-    both = _gains(pairs[pairs["split"] == "test"], baseline[baseline["split"] == "test"], "user")
-    sizes = both.groupby("user_id")["pair_id"].transform("size")
-    return both[["prompt_id"]].assign(weight=1.0 / sizes, gain=both["gain"])
+    return intervals.share(pairs["score"], pairs["user_id"], pairs["unit"], weights=pairs["weight"])
 
 
-def generic_gains(pairs: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
-    """What one method gains over another for each user if neither knows who they are.
+class Gain(NamedTuple):
+    """What one method gains over another in accuracy, the mean over users.
 
-    Returns:
-        `user_id, seen, gain`: the difference in accuracy under the condition `generic`, over the
-        pairs that both scored.
+    Attributes:
+        others: With the interval for other users and other prompts.
+        same_users: With the interval for these users and other prompts.
+        pairs: How many both scored.
+        users: How many users they are of.
     """
-    both = _gains(pairs, baseline, "generic").assign(seen=lambda table: table["split"] == "test")
-    return both.groupby(["user_id", "seen"], sort=True, as_index=False).agg(gain=("gain", "mean"))
+
+    others: Estimate
+    same_users: Estimate
+    pairs: int
+    users: int
 
 
-def _gains(pairs: pd.DataFrame, baseline: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """The pairs that both methods scored under a condition, with the difference as `gain`."""
-    own, other = (table[table["condition"] == condition] for table in (pairs, baseline))
-    both = own.assign(own=agreement(_margins(own))).merge(
-        other[["pair_id"]].assign(other=agreement(_margins(other))), on="pair_id", validate="1:1"
+def accuracy_gain(
+    intervals: Intervals, own: pd.DataFrame, other: pd.DataFrame, split: str, condition: str
+) -> Gain | None:
+    """Compare two methods on the pairs that both scored; None if there are none.
+
+    A difference between methods that give the very same margins is zero without doubt.
+
+    Args:
+        intervals: Makes the intervals.
+        own, other: `predictions` of both.
+        split: Whose pairs: `test` or `unseen`.
+        condition: `user` or `generic`.
+    """
+    one, two = (
+        table[(table["split"] == split) & (table["condition"] == condition)]
+        for table in (own, other)
     )
-    return both.assign(gain=both["own"] - both["other"])
+    both = one.merge(
+        two[["pair_id", "score", "margin"]], on="pair_id", suffixes=("", "_other"), validate="1:1"
+    )
+    if both.empty:
+        return None
+    users, units = both["user_id"], both["unit"]
+    weights = 1.0 / both.groupby("user_id")["pair_id"].transform("size")
+    if both["margin"].equals(both["margin_other"]):
+        others = same = Estimate(0.0, Interval(0.0, 0.0), 0.0)
+    else:
+        gains = both["score"] - both["score_other"]
+        found = intervals.difference(gains, users, units, weights=weights)
+        kept = intervals.difference(gains, units, weights=weights, given=users)
+        assert found is not None
+        assert kept is not None
+        others, same = found, kept
+    return Gain(others, same, len(both), users.nunique())
 
 
 def _margins(pairs: pd.DataFrame) -> NDArray[np.float64]:
@@ -131,9 +197,9 @@ class Verdicts:
 def put_agreement(tree: MetricTree, verdicts: Verdicts) -> None:
     """`judge_agreement`: how often the judge takes what users themselves chose; ties count half."""
     pairs = _with_agreement(verdicts.choices, "verdict")
-    tree.put_mean(("judge_agreement", "all"), pairs, pairs["agree"])
+    tree.put_share(("judge_agreement", "all"), pairs, pairs["agree"])
     for group, part in pairs.groupby("group", sort=True):
-        tree.put_mean(("judge_agreement", "groups", str(group)), part, part["agree"])
+        tree.put_share(("judge_agreement", "groups", str(group)), part, part["agree"])
 
 
 def _with_agreement(choices: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -177,23 +243,31 @@ def put_win_rates(
         )
         return
     _put_win_rate(tree, at, compared)
-    users = wins_by_user(compared)
-    tree.put((*at, "macro"), tree.bootstrap.mean(users["score"]))
-    worst = tree.bootstrap.minimum(users["losses"], users["ties"], users["wins"])
-    tree.put((*at, "worst_user"), worst)
-    for group, part in compared.groupby("group", sort=True):
-        _put_win_rate(tree, (*at, "groups", str(group)), part)
+    scores = (compared["verdict"].astype(float) + 1.0) / 2.0
+    weights = 1.0 / compared.groupby("user_id")["verdict"].transform("size")
+    macro = tree.intervals.share(
+        scores, compared["user_id"], compared["prompt_id"], weights=weights
+    )
+    tree.put((*at, "macro"), macro)
+    tree.put((*at, "worst_user"), worst_user(tree.intervals, wins_by_user(compared)))
     if not unseen.empty:
         _put_win_rate(tree, (*at, "unseen"), unseen)
+    finished = compared["finished"].astype(bool)
+    for place, part in (((), compared), (("finished",), compared[finished])):
+        if part.empty:
+            continue
+        if place:
+            _put_win_rate(tree, (*at, *place), part)
+        for group, rows in part.groupby("group", sort=True):
+            _put_win_rate(tree, (*at, *place, "groups", str(group)), rows)
 
 
 def _put_win_rate(tree: MetricTree, at: tuple[str, ...], compared: pd.DataFrame) -> None:
     """Shares of all comparisons, and `win_rate`: wins among those that did not end in a tie."""
     win, tie, loss = (compared["verdict"] == verdict for verdict in OUTCOMES.values())
     for outcome, values in (("win", win), ("loss", loss), ("tie", tie)):
-        tree.put_mean((*at, outcome), compared, values)
-    rows = by_prompt(compared, [win, win | loss])
-    tree.put((*at, "win_rate"), tree.bootstrap.ratio(rows))
+        tree.put_share((*at, outcome), compared, values)
+    tree.put_share((*at, "win_rate"), compared[~tie], win[~tie])
     tree.count((*at, "comparisons"), len(compared))
 
 
@@ -206,13 +280,13 @@ def put_judges(tree: MetricTree, verdicts: Verdicts) -> None:
     if "forward" in asked:
         both = asked[asked["forward"].notna() & asked["reversed"].notna()]
         same = both["forward"] == both["reversed"]
-        tree.put_mean(("judges", "llm", "same_in_both_orders"), both, same)
+        tree.put_share(("judges", "llm", "same_in_both_orders"), both, same)
     columns = {kind: verdicts.column(kind) for kind in verdicts.kinds}
     if len(columns) < 2:
         return
     for kind, column in columns.items():
         pairs = _with_agreement(verdicts.choices, column)
-        tree.put_mean(("judges", kind, "choices"), pairs, pairs["agree"])
+        tree.put_share(("judges", kind, "choices"), pairs, pairs["agree"])
     for one, other in itertools.combinations(columns, 2):
         both = asked[asked[columns[one]].notna() & asked[columns[other]].notna()]
         cells = [
@@ -220,36 +294,29 @@ def put_judges(tree: MetricTree, verdicts: Verdicts) -> None:
             for a, b in itertools.product(OUTCOMES.values(), repeat=2)
         ]
         at = ("judges", f"{one}_vs_{other}")
-        rows = by_prompt(both, cells)
-        tree.put((*at, "agreement"), tree.bootstrap.statistic(rows, raw_agreement))
-        tree.put((*at, "kappa"), tree.bootstrap.statistic(rows, cohens_kappa))
+        same = both[columns[one]] == both[columns[other]]
+        tree.put_share((*at, "agreement"), both, same)
+        rows = np.column_stack([cell.to_numpy(dtype=np.float64) for cell in cells])
+        kappa = tree.intervals.statistic(rows, cohens_kappa, *drawn_by(both))
+        tree.put((*at, "kappa"), kappa)
         tree.count((*at, "comparisons"), len(both))
-
-
-def raw_agreement(cells: Floats) -> Floats:
-    """The share of equal verdicts.
-
-    Args:
-        cells: Counts of pairs of verdicts, `[n, 9]`: a 3 x 3 table of win, tie and loss, by rows.
-
-    Returns:
-        `[n]`; NaN for a table without counts.
-    """
-    table = cells.reshape(len(cells), 3, 3)
-    total = table.sum(axis=(1, 2))
-    return _over(np.trace(table, axis1=1, axis2=2), total)
 
 
 def cohens_kappa(cells: Floats) -> Floats:
     """Agreement beyond chance, `(p_o - p_e) / (1 - p_e)` (Cohen, 1960); ties are a category.
 
-    As `raw_agreement`, but NaN where chance alone makes all verdicts equal, as when both judges
-    always say the same.
+    Args:
+        cells: Counts of pairs of verdicts, `[n, 9]`: a 3 x 3 table of win, tie and loss, by rows.
+
+    Returns:
+        `[n]`; NaN for a table without counts, and where chance alone makes all verdicts equal, as
+        when both judges always say the same.
     """
     table = cells.reshape(len(cells), 3, 3)
     total = table.sum(axis=(1, 2))
+    agreed = _over(np.trace(table, axis1=1, axis2=2), total)
     chance = _over((table.sum(axis=1) * table.sum(axis=2)).sum(axis=1), total**2)
-    return _over(raw_agreement(cells) - chance, 1.0 - chance)
+    return _over(agreed - chance, 1.0 - chance)
 
 
 def _over(numerator: Floats, denominator: Floats) -> Floats:

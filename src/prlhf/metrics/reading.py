@@ -16,6 +16,13 @@ NAMES = {
 """Names in print of the methods that params.yaml defines; others go by their own names."""
 
 
+MIN_UNITS = 8
+"""Users, or what the split keeps together, of whom fewer do not speak for others."""
+
+MIN_USERS_FOR_TENTH = 20
+"""Users from whom on the worst tenth stands for the worst served, instead of the worst user."""
+
+
 def look_up(tree: Mapping[str, Any], *path: str) -> Any | None:
     """The value at `path` of nested dictionaries; None if any part is missing."""
     node: Any = tree
@@ -53,6 +60,13 @@ def method_names(metrics: Mapping[str, Any], order: Sequence[str]) -> list[str]:
     return [name for name in order if name in known]
 
 
+def worst_served(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """What stands for those who are served worst: its key under `accuracy`, and who they are."""
+    if (figure(metrics, "counts", "users", "seen") or 0) >= MIN_USERS_FOR_TENTH:
+        return "worst_tenth", "tenth of users"
+    return "worst_user", "user"
+
+
 def groups_by_size(metrics: Mapping[str, Any]) -> list[str]:
     """Preference groups, the largest first."""
     sizes = look_up(metrics, "counts", "groups") or {}
@@ -68,7 +82,7 @@ def percent(value: float) -> str:
     """A share as a percentage; never rounded up to 100 or down to 0."""
     rounded = round(100 * value)
     if rounded in (0, 100) and abs(100 * value - rounded) > 1e-6:
-        return f"{100 * value:.1f}%"
+        return f"{min(max(100 * value, 0.1), 99.9):.1f}%"
     return f"{rounded}%"
 
 

@@ -22,13 +22,17 @@ def per_user(evaluation: Evaluation) -> pd.DataFrame:
     """One row per user: `user_id, group, seen, pairs` and the accuracy of every method.
 
     `accuracy_<method>` is the user's accuracy as the user is served; `accuracy_<method>_generic`
-    that of the same method serving the user as an unknown one.
+    that of the same method serving the user as an unknown one; `validation_<method>` that on the
+    pairs of validation, which settings may be chosen by, `pairs_validation` in number.
     """
     columns = ["user_id", "group", "seen", "pairs"]
     if not evaluation.users:
         return pd.DataFrame(columns=columns)
     table = _served(evaluation)[columns].drop_duplicates("user_id").set_index("user_id")
     for name, users in evaluation.users.items():
+        if len(own := preferences.validated(evaluation.predictions[name]).set_index("user_id")):
+            table["pairs_validation"] = own["pairs"].reindex(table.index).astype("Int64")
+            table[f"validation_{name}"] = own["accuracy"]
         parts = {"": preferences.served(users), "_generic": preferences.as_generic(users)}
         for suffix, part in parts.items():
             if len(part):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 import torch
 from jinja2 import TemplateError
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -58,6 +59,28 @@ class BaseModel:
     @property
     def hidden_size(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @torch.no_grad()
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Word embeddings as the layers receive them, float32 [len(ids), d] on the CPU.
+
+        Not rows of the table: Gemma scales them inside its embedding module.
+        """
+        embeddings = self.model.get_input_embeddings()
+        found: Tensor = embeddings(torch.tensor(ids, device=self.device)).detach()
+        return found.float().cpu()
+
+    @cached_property
+    def embedding_std(self) -> float:
+        """Standard deviation of the entries of all word embeddings, as the layers receive them."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        count, total, squares = 0, 0.0, 0.0
+        for start in range(0, vocabulary, 8192):  # all at once can be gigabytes
+            part = self.embed(range(start, min(start + 8192, vocabulary))).double()
+            count += part.numel()
+            total += float(part.sum())
+            squares += float(part.pow(2).sum())
+        return math.sqrt((squares - total**2 / count) / (count - 1))
 
 
 def load_base(path: Path, dtype: str = "auto") -> BaseModel:
@@ -374,19 +397,3 @@ def cut_middle(ids: list[int], limit: int) -> list[int]:
         return ids
     head = limit // 4
     return ids[:head] + ids[len(ids) - (limit - head) :]
-
-
-def opening_tokens(tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
-    """The first `count` tokens that all prompts share, repeated from the start if there are fewer.
-
-    Without a chat template: the beginning-of-sequence token (or else the end-of-sequence token).
-    """
-    if tokenizer.chat_template:
-        one, other = (
-            encode_messages(tokenizer, [{"role": "user", "content": text}]) for text in ("a", "1 b")
-        )
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-        if shared := [token for token, _ in same]:
-            return list(itertools.islice(itertools.cycle(shared), count))
-    bos = tokenizer.bos_token_id
-    return [int(tokenizer.eos_token_id if bos is None else bos)] * count

@@ -23,6 +23,12 @@ from prlhf.models.logps import agree
 PREFIX: Final = 0
 PAD: Final = -1
 
+MAX_ROWS: Final = 16
+"""Rows of a batch that is scored, at most."""
+
+MAX_POSITIONS: Final = 2048
+"""Positions of a batch that is scored, at most, padding included; one row may have more."""
+
 FLEX: Final = "flex_attention"
 """What transformers calls the attention that takes a tree mask in blocks."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,6 +21,8 @@ from prlhf.models.base import BaseModel, Encoder, load_base, require_positions
 from prlhf.models.logps import check_head, softcap_of, sum_by_owner, token_logps
 from prlhf.models.lora import load_adapters, save_adapters
 from prlhf.models.packing import (
+    MAX_POSITIONS,
+    MAX_ROWS,
     Packed,
     Row,
     batches_by_length,
@@ -42,6 +45,9 @@ Prompt = str | list[dict[str, str]]
 LIMITS: Final = ("max_prompt", "max_response", "max_user_text")
 """What the card records of the encoder: its arguments besides the tokenizer."""
 
+CHUNK: Final = 2**12
+"""Rows that are encoded at the same time to be scored."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -50,7 +56,8 @@ class Scores:
     Attributes:
         logps: summed log-probability of each response's tokens, nats, float32 [R].
         tokens: number of tokens of each response, int64 [R].
-        features: mean last hidden state over each response's tokens, float32 [R, d], or None.
+        features: mean last hidden state over each response's tokens, [R, d], or None: float32 from
+            a forward pass; collected from many, float16 and in the main process only.
         penalty: the user model's regulariser of each user asked for, float32 [U], or None.
         last: log-probability of each response's last token, nats, float32 [R], or None.
     """
@@ -60,6 +67,24 @@ class Scores:
     features: Tensor | None = None
     penalty: Tensor | None = None
     last: Tensor | None = None
+
+    @classmethod
+    def join(cls, parts: list[Scores]) -> Scores:
+        """Results of at least one `collect`, in order. Empties the list: nothing is there twice."""
+        count = sum(len(part.logps) for part in parts)
+        joined: dict[str, Any] = {
+            name: None if each is None else each.new_empty(count, *each.shape[1:])
+            for name, each in vars(parts[0]).items()
+        }
+        end = count
+        while parts:
+            part = parts.pop()
+            start = end - len(part.logps)
+            for name, whole in joined.items():
+                if whole is not None:
+                    whole[start:end] = getattr(part, name)
+            end = start
+        return cls(**joined)
 
 
 class PersonalizedLM(nn.Module):
@@ -187,28 +212,60 @@ class PersonalizedLM(nn.Module):
         """Recompute activations in the backward pass instead of keeping them."""
         self.causal_lm.activation_checkpointing_enable(**options)
 
-    @torch.no_grad()
     def score(
         self,
-        rows: Sequence[Row],
+        rows: Iterable[Row],
         *,
         label: str,
+        total: int | None = None,
         features: bool = False,
-        max_rows: int = 16,
-        max_positions: int = 2048,
+        max_rows: int = MAX_ROWS,
+        max_positions: int = MAX_POSITIONS,
     ) -> Scores:
         """`forward` over any number of rows, batched by length; results on the CPU, in order.
 
-        Several processes divide the batches among themselves, and each returns all results.
+        Several processes divide the batches among themselves; see `collect` for what each has.
+
+        Args:
+            rows: prompts and responses, in any order. They are taken `CHUNK` at a time: an iterator
+                encodes them when it is their turn.
+            label: shown with the progress.
+            total: how many rows there are; None if `rows` has a length.
+            features: also return each response's mean hidden state, and its last token's
+                log-probability.
+            max_rows, max_positions: see `prlhf.models.packing.batches_by_length`.
+        """
+        limits = {"max_rows": max_rows, "max_positions": max_positions}
+        waiting = iter(rows)
+        done: list[Scores] = []
+        with Progress(length_hint(rows) if total is None else total, label, "rows") as progress:
+            # Nothing at all has results, too: empty ones.
+            while (chunk := list(itertools.islice(waiting, CHUNK))) or not done:
+                responses = sum(len(row.responses) for row in chunk)
+                batches = self.batches(chunk, progress, **limits)
+                done.append(self.collect(batches, responses, features=features))
+        return Scores.join(done)
+
+    @torch.no_grad()
+    def collect(
+        self, batches: Iterable[tuple[Packed, Tensor, bool]], responses: int, *, features: bool
+    ) -> Scores:
+        """`forward` over the batches that `batches` or `deal` hands out; results on the CPU.
+
+        Every process has all results, but only the main one has the features, which are large.
+
+        Args:
+            batches: what this process is to compute.
+            responses: how many there are in the batches of all processes.
+            features: as for `score`.
         """
         self.eval()
-        responses = sum(len(row.responses) for row in rows)
         logps = torch.zeros(responses)
         tokens = torch.zeros(responses, dtype=torch.long)
         last = torch.zeros(responses) if features else None
-        pooled = torch.zeros(responses, self.base.hidden_size) if features else None
-        limits = {"max_rows": max_rows, "max_positions": max_positions}
-        for batch, where, own in self.batches(rows, label=label, **limits):
+        width = self.base.hidden_size
+        pooled = torch.zeros(responses, width, dtype=torch.float16) if features else None
+        for batch, where, own in batches:
             part = self(batch, features=features)
             if not own:
                 continue
@@ -216,41 +273,56 @@ class PersonalizedLM(nn.Module):
             tokens[where] = part.tokens.cpu()
             if pooled is not None and last is not None:
                 last[where] = part.last.cpu()
-                pooled[where] = part.features.cpu()
-        distributed.all_reduce_sum_(logps, tokens, pooled, last)
+                pooled[where] = part.features.to("cpu", torch.float16)
+        distributed.all_reduce_sum_(logps, tokens, last)
+        if pooled is not None and not distributed.sum_to_main_(pooled):
+            pooled = None
         return Scores(logps, tokens, pooled, last=last)
 
     def batches(
-        self, rows: Sequence[Row], *, label: str, max_rows: int, max_positions: int
+        self, rows: Sequence[Row], progress: Progress, *, max_rows: int, max_positions: int
     ) -> Iterator[tuple[Packed, Tensor, bool]]:
-        """Pack any number of rows into batches of similar length, and show the progress.
+        """Pack any number of rows into batches of similar length, and deal them out.
 
-        While a batch is out, the adapter of its users is active. Several processes divide the
-        batches among themselves.
+        While a batch is out, the adapter of its users is active.
 
         Args:
             rows: prompts and responses, in any order.
-            label: shown with the progress.
+            progress: counts the rows.
             max_rows, max_positions: see `prlhf.models.packing.batches_by_length`.
+
+        Yields:
+            As `deal` does.
+        """
+        parts = bounded(rows)
+        progress.expect(len(parts) - len(rows))
+        lengths = [row.length(self.user_model.tokens) for row in parts]
+        for served in self.by_adapter([row.user_index for row in parts]):
+            batches = batches_by_length(
+                [lengths[i] for i in served], max_rows=max_rows, max_positions=max_positions
+            )
+            yield from self.deal(parts, [[served[i] for i in each] for each in batches], progress)
+
+    def deal(
+        self, rows: Sequence[Row], batches: Sequence[list[int]], progress: Progress
+    ) -> Iterator[tuple[Packed, Tensor, bool]]:
+        """Divide batches of rows for the active adapter among the processes.
+
+        Args:
+            rows: prompts and responses.
+            batches: the rows of each batch.
+            progress: counts the rows.
 
         Yields:
             A batch on this model's device, the places of its responses among those of all rows,
             int64, and whether its results count (see `prlhf.infra.distributed.Turn`).
         """
-        rows = bounded(rows)
         starts = list(itertools.accumulate((len(row.responses) for row in rows), initial=0))
-        lengths = [row.length(self.user_model.tokens) for row in rows]
-        with Progress(total=len(rows), label=label, unit="rows") as progress:
-            for served in self.by_adapter([row.user_index for row in rows]):
-                batches = batches_by_length(
-                    [lengths[i] for i in served], max_rows=max_rows, max_positions=max_positions
-                )
-                for turn in distributed.turns(batches):
-                    chosen = [served[i] for i in turn.rows]
-                    where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen])
-                    packed = self.pack([rows[i] for i in chosen]).to(self.device)
-                    yield packed, where, turn.own
-                    progress.advance(turn.together)
+        for turn in distributed.turns(batches):
+            where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in turn.rows])
+            packed = self.pack([rows[i] for i in turn.rows]).to(self.device)
+            yield packed, where, turn.own
+            progress.advance(turn.together)
 
     def prefix(self, user_index: int, prompt: Sequence[int]) -> Tensor:
         """Input embeddings `[f_P(u) ; emb(x)]` of one encoded prompt, [T + len(prompt), d]."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, cast
 
@@ -24,16 +23,14 @@ from torch import Tensor, nn
 from prlhf.data import GENERIC, index_users
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import read_json, write_json
-from prlhf.models.base import BaseModel, opening_tokens
+from prlhf.models.start import Prior, Start
 
 ONE_ADAPTER: Final = "default"
 """PEFT's name of an adapter that is the only one."""
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 CARD: Final = "user_model.json"
 TABLES: Final = "user_model.safetensors"
-PRETRAINED_CARD: Final = "pretrained.json"
-PRETRAINED_WEIGHTS: Final = "weights.safetensors"
 
 
 class UserModel(nn.Module, ABC):
@@ -55,11 +52,21 @@ class UserModel(nn.Module, ABC):
         self.tokens = tokens
         self.dim = dim
         self._index = index_users(self.users)
+        self.prior: Prior | None = None
+        self.share: Tensor  # of a user's prior that one of their pairs bears
+        self.register_buffer("share", torch.zeros(len(self.users) + 1), persistent=False)
 
     @classmethod
     @abstractmethod
-    def start(cls, known: Pretrained, base: BaseModel, groups: Sequence[str | None]) -> Self:
+    def start(cls, known: Start, groups: Sequence[str | None]) -> Self:
         """The model that training starts from; `groups` are the seen users' groups, if known."""
+
+    def set_prior(self, prior: Prior) -> None:
+        """Have `penalty` draw users to where they are, when training begins. It is not saved."""
+        self.prior = prior
+        share = torch.where(prior.pairs > 0, 1 / prior.pairs, 0.0)
+        share[GENERIC] = 0
+        self.share.copy_(share)
 
     def index(self, user_id: str | None) -> int:
         """The index of a user by the caller's own id; the generic user's for strangers and None."""
@@ -68,7 +75,7 @@ class UserModel(nn.Module, ABC):
     @property
     def tells_apart(self) -> bool:
         """Whether different users can get different answers."""
-        return self.tokens > 0
+        return self.has_embeddings
 
     @property
     def adapters(self) -> list[str]:
@@ -84,7 +91,12 @@ class UserModel(nn.Module, ABC):
         return torch.zeros(len(user_index), 0, self.dim, device=user_index.device)
 
     def penalty(self, user_index: Tensor) -> Tensor:
-        """Regulariser [B] of each of the users at `user_index`, added to their pairs' losses."""
+        """What the prior adds to the loss of a pair of each of the users at `user_index`, [B].
+
+        Over all pairs of a user this sums to minus the log-density of the user's row, in nats. So
+        it counts once for each user, and the more choices someone made, the less it weighs against
+        them, however pairs are put into batches and however often a user is sampled.
+        """
         return torch.zeros(len(user_index), device=user_index.device)
 
     def sparse_parameters(self) -> list[nn.Parameter]:
@@ -95,6 +107,10 @@ class UserModel(nn.Module, ABC):
         """Parameters that all users share."""
         tables = {id(p) for p in self.sparse_parameters()}
         return [p for p in self.parameters() if id(p) not in tables]
+
+    def logits(self) -> list[nn.Parameter]:
+        """The parameters that are logits of mixtures, not embeddings, and so have no unit."""
+        return []
 
     def config(self) -> dict[str, Any]:
         """Everything `build` needs besides the user ids."""
@@ -111,109 +127,158 @@ class UniformUserModel(UserModel):
         super().__init__(users, 0, dim)
 
     @classmethod
-    def start(cls, known: Pretrained, base: BaseModel, groups: Sequence[str | None]) -> Self:
-        return cls(known.users, 0, base.hidden_size)
+    def start(cls, known: Start, groups: Sequence[str | None]) -> Self:
+        return cls(known.users, 0, known.opening.shape[1])
 
 
-class IndividualUserModel(UserModel):
-    """Users differ one by one (example 2): `e_u = e_0 + o_u`, with `o_{u_0} = 0` throughout.
+class MixtureUserModel(UserModel):
+    """Users are mixtures of a few clusters, exactly or on average.
 
     Args:
-        offset_penalty: coefficient of a user's mean squared offset.
+        clusters: K.
+        trust: how much users differ from the generic user: from 1, as they were trained, to 0, not
+            at all.
+    """
+
+    def __init__(
+        self, users: Sequence[str], tokens: int, dim: int, *, clusters: int, trust: float = 1.0
+    ) -> None:
+        super().__init__(users, tokens, dim)
+        self.clusters = clusters
+        self.trust = trust
+
+    def set_prior(self, prior: Prior) -> None:
+        super().set_prior(prior)
+        self.trust = 1.0  # to be found anew
+
+    @abstractmethod
+    def place(self, user_index: Tensor, weights: Tensor) -> None:
+        """Put users, int64 [B], where their mixtures, logits [B, K], are on average."""
+
+    @property
+    def tells_apart(self) -> bool:
+        return self.trust > 0
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "clusters": self.clusters, "trust": self.trust}
+
+
+class IndividualUserModel(MixtureUserModel):
+    """Users differ one by one (example 2): `e_u = e_0 + o_u`, with `o_{u_0} = 0` throughout.
+
+    An offset is the mean of the user's kind and a part of the user's own,
+    `o_u = sum_k (softmax(w_u) - softmax(w_0))_k D_k + d_u`. The directions D_k are shared and
+    trained, the w_u are what the pretraining found. So users with few choices live where similar
+    ones do, and those who were never trained on (`d_u = 0`) as well.
     """
 
     kind = "individual"
 
     def __init__(
-        self, users: Sequence[str], tokens: int, dim: int, *, offset_penalty: float = 0.0
+        self, users: Sequence[str], tokens: int, dim: int, *, clusters: int, trust: float = 1.0
     ) -> None:
-        super().__init__(users, tokens, dim)
-        self.offset_penalty = offset_penalty
+        super().__init__(users, tokens, dim, clusters=clusters, trust=trust)
         self.shared = nn.Parameter(torch.zeros(tokens, dim))
+        self.directions = nn.Parameter(torch.zeros(clusters, tokens, dim))
         self.offsets = nn.Embedding(len(users) + 1, tokens * dim, sparse=True)
         nn.init.zeros_(self.offsets.weight)
+        self.weights: Tensor
+        self.register_buffer("weights", torch.zeros(len(users) + 1, clusters))
 
     @classmethod
-    def start(cls, known: Pretrained, base: BaseModel, groups: Sequence[str | None]) -> Self:
-        opening, directions = known.embeddings(base)
-        model = cls(known.users, *opening.shape, offset_penalty=known.options["offset_penalty"])
+    def start(cls, known: Start, groups: Sequence[str | None]) -> Self:
+        model = cls(known.users, *known.opening.shape, clusters=len(known.directions))
         with torch.no_grad():
-            model.shared.copy_(opening)
-            if known.weights is not None:
-                mixture = torch.softmax(known.weights, dim=1)
-                # Relative to the generic user, whose offset is zero by definition.
-                model.offsets.weight[1:] = (mixture[1:] - mixture[:1]) @ directions.flatten(1)
+            model.shared.copy_(known.opening)
+            model.directions.copy_(known.directions)
+            model.weights.copy_(known.weights)
         return model
 
+    @torch.no_grad()
+    def place(self, user_index: Tensor, weights: Tensor) -> None:
+        self.weights[user_index] = weights
+        self.offsets.weight[user_index] = 0
+
     def forward(self, user_index: Tensor) -> Tensor:
-        return self.shared + self._offset(user_index).view(-1, self.tokens, self.dim)
+        # Relative to the generic user, whose offset is zero by definition.
+        mixture = self.weights[user_index].softmax(-1) - self.weights[GENERIC].softmax(-1)
+        offset = mixture @ self.directions.flatten(1) + self._own(user_index)
+        return self.shared + self.trust * offset.view(-1, self.tokens, self.dim)
 
     def penalty(self, user_index: Tensor) -> Tensor:
-        return self.offset_penalty * self._offset(user_index).pow(2).mean(-1)
+        if self.prior is None or self.prior.offset_spread is None:
+            return super().penalty(user_index)
+        distance = self._own(user_index).pow(2).sum(-1)
+        return self.share[user_index] * distance / (2 * self.prior.offset_spread**2)
 
-    def _offset(self, user_index: Tensor) -> Tensor:
+    def _own(self, user_index: Tensor) -> Tensor:
         return _rows(self.offsets, user_index, self.shared.new_zeros(self.tokens * self.dim))
 
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "offset_penalty": self.offset_penalty}
 
-
-class ClusterUserModel(UserModel):
+class ClusterUserModel(MixtureUserModel):
     """Users are mixtures of K clusters (example 3): `e_u = sum_k softmax(w_u)_k V_k`.
 
-    Every pair pulls the generic user's own weights towards those of its user, and so to the
-    population's mean, at a cost that does not grow with the number of users.
-
-    Args:
-        clusters: K.
-        generic_pull: coefficient of `|w_0 - w_u|^2`, in which w_u is held fixed.
+    The generic user has weights of its own, which are drawn to the mean of the users'.
     """
 
     kind = "cluster"
 
     def __init__(
-        self,
-        users: Sequence[str],
-        tokens: int,
-        dim: int,
-        *,
-        clusters: int,
-        generic_pull: float = 0.0,
+        self, users: Sequence[str], tokens: int, dim: int, *, clusters: int, trust: float = 1.0
     ) -> None:
-        super().__init__(users, tokens, dim)
-        self.clusters = clusters
-        self.generic_pull = generic_pull
+        super().__init__(users, tokens, dim, clusters=clusters, trust=trust)
         # The name that the tensor has in saved models.
         self.centres = nn.Parameter(torch.zeros(clusters, tokens, dim))
         self.generic_weights = nn.Parameter(torch.zeros(clusters))
         self.weights = nn.Embedding(len(users) + 1, clusters, sparse=True)
         nn.init.zeros_(self.weights.weight)
+        self.starts: Tensor  # of the weights
+        self.register_buffer("starts", torch.zeros(len(users) + 1, clusters), persistent=False)
 
     @classmethod
-    def start(cls, known: Pretrained, base: BaseModel, groups: Sequence[str | None]) -> Self:
-        opening, directions = known.embeddings(base)
-        pull = known.options["generic_pull"]
-        model = cls(known.users, *opening.shape, clusters=len(directions), generic_pull=pull)
+    def start(cls, known: Start, groups: Sequence[str | None]) -> Self:
+        model = cls(known.users, *known.opening.shape, clusters=len(known.directions))
         with torch.no_grad():
-            model.centres.copy_(opening + directions)
-            if known.weights is not None:
-                model.weights.weight[1:] = known.weights[1:]
-                model.generic_weights.copy_(known.weights[0])
+            model.centres.copy_(known.opening + known.directions)
+            model.generic_weights.copy_(known.weights[GENERIC])
+        seen = torch.arange(1, len(known.users) + 1)
+        model.place(seen, known.weights[seen])
         return model
 
+    @torch.no_grad()
+    def place(self, user_index: Tensor, weights: Tensor) -> None:
+        self.weights.weight[user_index] = weights
+
+    def set_prior(self, prior: Prior) -> None:
+        super().set_prior(prior)
+        self.starts.copy_(self.weights.weight.detach())
+
+    @property
+    def tells_apart(self) -> bool:
+        return super().tells_apart and self.clusters > 1
+
+    def logits(self) -> list[nn.Parameter]:
+        return [cast(nn.Parameter, self.weights.weight), self.generic_weights]
+
     def forward(self, user_index: Tensor) -> Tensor:
-        mixture = torch.softmax(self._weights(user_index), dim=-1)
+        own, generic = self._weights(user_index).softmax(-1), self.generic_weights.softmax(-1)
+        # Exactly the one or the other where the trust is 1 or 0.
+        mixture = torch.lerp(generic, own, self.trust)
         return torch.einsum("bk,ktd->btd", mixture, self.centres)
 
     def penalty(self, user_index: Tensor) -> Tensor:
-        gap = (self.generic_weights - self._weights(user_index).detach()).pow(2).sum(-1)
-        return self.generic_pull * gap * (user_index != GENERIC)
+        if self.prior is None:
+            return super().penalty(user_index)
+        weights = self._weights(user_index)
+        # The mean is the users' affair: it moves the generic user, and not the users.
+        cost = self.prior.generic_pull * (self.generic_weights - weights.detach()).pow(2).sum(-1)
+        if self.prior.weights_spread is not None:
+            distance = (weights - self.starts[user_index]).pow(2).sum(-1)
+            cost = cost + distance / (2 * self.prior.weights_spread**2)
+        return self.share[user_index] * cost
 
     def _weights(self, user_index: Tensor) -> Tensor:
         return _rows(self.weights, user_index, self.generic_weights)
-
-    def config(self) -> dict[str, Any]:
-        return super().config() | {"clusters": self.clusters, "generic_pull": self.generic_pull}
 
 
 class GroupUserModel(UserModel):
@@ -236,7 +301,7 @@ class GroupUserModel(UserModel):
         self.register_buffer("members", torch.zeros(len(users) + 1, dtype=torch.long))
 
     @classmethod
-    def start(cls, known: Pretrained, base: BaseModel, groups: Sequence[str | None]) -> Self:
+    def start(cls, known: Start, groups: Sequence[str | None]) -> Self:
         """Users without a group count among the largest; `UserError` if no user has a group."""
         sizes = Counter(group for group in groups if group is not None)
         if not sizes:
@@ -247,7 +312,7 @@ class GroupUserModel(UserModel):
             )
         # By size, then by name, whatever the order of the users.
         names = sorted(sizes, key=lambda name: (-sizes[name], name))
-        model = cls(known.users, 0, base.hidden_size, groups=names)
+        model = cls(known.users, 0, known.opening.shape[1], groups=names)
         members = [0 if group is None else names.index(group) for group in groups]
         model.members[1:] = torch.tensor(members, dtype=torch.long)
         return model
@@ -274,7 +339,10 @@ def _rows(table: nn.Embedding, user_index: Tensor, generic: Tensor) -> Tensor:
     return torch.where(known, table(user_index), generic)
 
 
-KINDS: Final = {model.kind: model for model in UserModel.__subclasses__()}
+KINDS: Final[dict[str, type[UserModel]]] = {
+    model.kind: model
+    for model in (UniformUserModel, IndividualUserModel, ClusterUserModel, GroupUserModel)
+}
 
 
 def kind_of(name: str) -> type[UserModel]:
@@ -289,82 +357,6 @@ def build(users: Sequence[str], config: dict[str, Any]) -> UserModel:
     """A user model from `UserModel.config()`, with its parameters at zero."""
     options = dict(config)
     return kind_of(options.pop("kind"))(users, **options)
-
-
-@dataclass
-class Pretrained:
-    """What is known of the users before the language model is tuned.
-
-    Attributes:
-        users: ids of the seen users, in index order.
-        options: `user_model.*` of params.yaml without `max_clusters`, and the `seed` of the
-            clusters' offsets; `clusters` counts if there are no `weights`.
-        weights: pretrained logits over clusters, float32 [N + 1, K], row 0 the generic user's; None
-            without pretraining.
-        trained: user models that were trained already (`soft_prompt`), by `variant`.
-    """
-
-    users: Sequence[str]
-    options: Mapping[str, Any]
-    weights: Tensor | None = None
-    trained: dict[str, UserModel] = field(default_factory=dict)
-
-    def initial(
-        self, kind: str, base: BaseModel, *, text: bool = False, groups: Sequence[str | None] = ()
-    ) -> UserModel:
-        """The user model that a method of `kind`, which reads users' texts or not, starts from.
-
-        Raises:
-            UserError: the kind is unknown, or it needs `groups` and no user has one.
-        """
-        return self.trained.get(variant(kind, text)) or kind_of(kind).start(self, base, groups)
-
-    def embeddings(self, base: BaseModel) -> tuple[Tensor, Tensor]:
-        """The first embeddings of the generic user, [T, d], and offsets of clusters, [K, T, d].
-
-        The former copy how the model's own prompts open (`opening_tokens`), which disturbs the base
-        model least: on SmolLM2-135M-Instruct it moved the log-probability of a response by 0.9 nats
-        on average, random vocabulary by 2.3, one repeated start token by 3.4. The offsets are
-        random directions; without them cluster embeddings could never move apart.
-        """
-        generator = torch.Generator().manual_seed(self.options["seed"])
-        table = base.model.get_input_embeddings().weight.detach().float().cpu()
-        opening = table[opening_tokens(base.tokenizer, self.options["tokens"])]
-        clusters = self.options["clusters"] if self.weights is None else self.weights.shape[1]
-        directions = torch.randn(clusters, *opening.shape, generator=generator)
-        return opening, directions * table.std() * self.options["init_scale"]
-
-    def untrained(self, users: Sequence[str]) -> Pretrained:
-        """The same sizes for other users, of whom nothing is known yet."""
-        clusters = {} if self.weights is None else {"clusters": self.weights.shape[1]}
-        return Pretrained(users, {**self.options, **clusters})
-
-    def save(self, directory: Path) -> None:
-        """Write to an existing directory."""
-        card = {"users": list(self.users), "options": dict(self.options)}
-        write_json(directory / PRETRAINED_CARD, {**card, "trained": sorted(self.trained)})
-        if self.weights is not None:
-            save_file({"weights": self.weights.contiguous()}, str(directory / PRETRAINED_WEIGHTS))
-        for name, user_model in self.trained.items():
-            (directory / name).mkdir()
-            save_user_model(user_model, directory / name, {})
-
-
-def variant(kind: str, text: bool) -> str:
-    """Name of the user model shared by all methods of a kind that read users' texts, or do not."""
-    return f"{kind}-text" if text else kind
-
-
-def load_pretrained(directory: Path) -> Pretrained:
-    """Read what `Pretrained.save` wrote."""
-    card = read_json(directory / PRETRAINED_CARD)
-    weights = directory / PRETRAINED_WEIGHTS
-    return Pretrained(
-        users=card["users"],
-        options=card["options"],
-        weights=load_file(str(weights))["weights"] if weights.is_file() else None,
-        trained={name: load_user_model(directory / name) for name in card["trained"]},
-    )
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -391,6 +383,8 @@ def read_card(directory: Path) -> dict[str, Any]:
     if not (directory / CARD).is_file():
         raise UserError(f"no {CARD} here", where=directory, fix="name a directory under models/")
     card: dict[str, Any] = read_json(directory / CARD)
-    if card.get("format", FORMAT) > FORMAT:
-        raise UserError("was written by a newer prlhf", where=directory / CARD, fix="upgrade prlhf")
+    if (found := card.get("format", FORMAT)) != FORMAT:
+        age = "a newer" if found > FORMAT else "an older"
+        fix = "use that version, or train it again"
+        raise UserError(f"was written by {age} prlhf", where=directory / CARD, fix=fix)
     return card

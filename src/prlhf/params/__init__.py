@@ -28,8 +28,10 @@ from prlhf.params.training import MethodParams as MethodParams
 from prlhf.params.training import ModelParams as ModelParams
 from prlhf.params.training import OptimizerParams as OptimizerParams
 from prlhf.params.training import PretrainParams as PretrainParams
+from prlhf.params.training import ReferenceParams as ReferenceParams
 from prlhf.params.training import RewardTrainParams as RewardTrainParams
 from prlhf.params.training import TokenizerParams as TokenizerParams
 from prlhf.params.training import TokenParams as TokenParams
+from prlhf.params.training import TrackParams as TrackParams
 from prlhf.params.training import TrainParams as TrainParams
 from prlhf.params.training import UserModelParams as UserModelParams

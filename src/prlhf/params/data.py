@@ -40,6 +40,14 @@ class ColumnParams(Section):
     """How much the pair counts; null for 1 each."""
     group: str | None
     """The user's known group. Only evaluation and methods of kind `group` see it."""
+    side: str | None
+    """The row's side of the split: `train`, `validation` or `test`. Where it is given, `split.test`
+    is not used, nor `split.validation` if there is a validation side."""
+    unit: str | None
+    """What stays on one side of the split: a dialogue, an item."""
+    time: str | None
+    """When the choice was made. ISO 8601 (UTC unless it says otherwise), or seconds or milliseconds
+    since 1970; needed when `split.by` is `time`."""
 
 
 class TldrParams(Section):
@@ -88,7 +96,8 @@ class DataParams(Section):
     pairs_per_user: int = Field(ge=1)
     """Pairs that each built-in user judges. Training time grows with it."""
     label_noise: float = Field(ge=0, lt=0.5)
-    """Probability that a pair's chosen and rejected are swapped."""
+    """Probability that a pair's chosen and rejected are swapped. Test pairs stay as they are: what
+    is measured must be true."""
     max_users: int | None = Field(ge=2)
     """For trial runs: a random sample of this many users; null for all."""
     max_rows: int | None = Field(ge=1)
@@ -120,7 +129,8 @@ class ValidateParams(Section):
     min_users: int = Field(ge=1)
     """Fewer usable users stop the pipeline."""
     min_pairs_per_user: int = Field(ge=1)
-    """Users with fewer usable pairs are quarantined."""
+    """Users with fewer usable pairs are trained as the generic user. Their place in the user model
+    is what their few choices make likely."""
     max_prompt_chars: int = Field(ge=1)
     """Longer prompts are quarantined (characters)."""
     max_response_chars: int = Field(ge=1)
@@ -133,13 +143,19 @@ class ValidateParams(Section):
 
 
 class SplitParams(Section):
-    """`split`: which prompts and users are held out. A prompt is never on two sides."""
+    """`split`: which pairs and users are held out."""
 
+    by: Literal["prompt", "unit", "response", "time"]
+    """What is never on two sides. `prompt`: a prompt, with all other turns of its dialogue; `unit`:
+    a value of `data.columns.unit`, or a prompt where that is missing; `response`: a response, for
+    all users (pairs whose two are on different sides are set aside); `time`: as `unit`, and the
+    newest are held out."""
     validation: float = Field(ge=0, lt=1)
-    """Share of prompts for validation. Where the data set brings its own test side, it is a share
-    of the training prompts."""
+    """Share of prompts for validation. It is a share of units where there are any, of pairs if `by`
+    is `response`, and of the training prompts where the data bring a test side."""
     test: float = Field(gt=0, lt=1)
-    """Share of prompts for testing; unused if the data bring a test side."""
+    """Share of prompts for testing; unused if the data bring a test side. Of units or pairs as for
+    validation."""
     unseen_users: float = Field(ge=0, lt=1)
     """Share of users held out whole; unused if the data mark their own."""
 

@@ -36,7 +36,7 @@ class GenerateParams(Section):
 
 
 class FeatureRewardJudgeParams(Section):
-    """`judge.feature_reward`: a low-rank reward model on features, cross-fitted by prompt."""
+    """`judge.feature_reward`: a hierarchical reward model on features, cross-fitted by prompt."""
 
     pairs: Literal["held_out", "all"]
     """What it learns users from. Held-out users' pairs are always among it. `held_out`: validation
@@ -44,16 +44,6 @@ class FeatureRewardJudgeParams(Section):
     where users have too few others. Never pairs of a prompt that it judges."""
     folds: int = Field(ge=2)
     """Parts of the test prompts; a model fitted without a part judges it."""
-    rank: int = Field(ge=1)
-    """Dimensions that the features are projected to."""
-    clusters: int = Field(ge=1)
-    """Kinds of preference K that users are mixtures of."""
-    steps: int = Field(ge=1)
-    """Optimiser steps, each on all pairs."""
-    lr: float = Field(gt=0)
-    """Learning rate."""
-    l2: float = Field(ge=0)
-    """L2 penalty on the weights."""
     tie: float = Field(ge=0, lt=0.5)
     """A tie when the probability of winning is at most this far from 0.5."""
 
@@ -173,8 +163,9 @@ class EvaluateParams(Section):
     """What gains are measured against: one of compare.all."""
     subject: str = Field(min_length=1)
     """The report's subject, whose gains these are: one of compare.all."""
-    bootstrap: int = Field(ge=100)
-    """Bootstrap resamples behind each interval."""
+    margin: float = Field(ge=0, lt=1)
+    """A difference in accuracy that matters to nobody. Methods are called equal if the interval of
+    their difference lies within this of zero."""
     confidence: float = Field(ge=0.5, lt=1)
     """Confidence level of the intervals."""
     sample_prompts: int = Field(ge=1)

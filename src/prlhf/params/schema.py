@@ -15,8 +15,10 @@ from prlhf.params.training import (
     ModelParams,
     OptimizerParams,
     PretrainParams,
+    ReferenceParams,
     RewardTrainParams,
     TokenParams,
+    TrackParams,
     TrainParams,
     UserModelParams,
 )
@@ -47,6 +49,7 @@ class Params(Section):
     validate_: ValidateParams = Field(alias="validate")
     split: SplitParams
     tokens: TokenParams
+    reference: ReferenceParams
     user_model: UserModelParams
     pretrain: PretrainParams
     methods: dict[MethodName, MethodParams] = Field(min_length=1)
@@ -62,6 +65,7 @@ class Params(Section):
     judge: JudgeParams
     evaluate: EvaluateParams
     launch: LaunchParams
+    track: TrackParams
 
     @model_validator(mode="after")
     def _methods_are_known(self) -> Self:
@@ -72,12 +76,29 @@ class Params(Section):
     def _processes_share_the_batch(self) -> Self:
         processes = self.launch.processes * self.launch.machines
         batch, micro_batch = self.optimizer.batch_size, self.optimizer.micro_batch_size
-        if batch % (micro_batch * processes):
+        if batch == "auto":
+            if processes.bit_count() != 1:
+                raise conflict(
+                    "optimizer.batch_size",
+                    f"auto is a power of two, which {processes} processes (launch) cannot share: "
+                    "give a number",
+                )
+        elif batch % (micro_batch * processes):
             raise conflict(
                 "optimizer.micro_batch_size",
                 f"{micro_batch} pairs in each of {processes} processes (launch) do not divide "
                 f"optimizer.batch_size ({batch})",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_kept_for_who_reads_them(self) -> Self:
+        readers = {
+            "pretrain.method is reward": self.pretrain.method == "reward",
+            "feature_reward judges": "feature_reward" in (self.judge.kind, *self.judge.also),
+        }
+        if not self.reference.features and (wanted := [why for why in readers if readers[why]]):
+            raise conflict("reference.features", f"must be true, because {wanted[0]}")
         return self
 
     @model_validator(mode="after")

@@ -55,45 +55,66 @@ class TokenParams(Section):
     prompt only."""
 
 
+class ReferenceParams(Section):
+    """`reference`: what the base model's pass over all texts keeps of them."""
+
+    features: bool
+    """Whether the texts' features are kept. They take twice the model's width in bytes a text.
+    `pretrain.method: reward` and the judge `feature_reward` read them; false saves the space."""
+
+
 class UserModelParams(Section):
     """`user_model`: the embeddings that stand for a user in front of the prompt."""
 
     tokens: int = Field(ge=1)
     """User tokens T_u: embeddings per user."""
     clusters: Annotated[int, at.Ge(1)] | Literal["auto"]
-    """Preference clusters K; auto chooses K on validation data. For kind `cluster` and the
-    pretraining."""
+    """Preference clusters K; auto chooses K by cross-validation. For kinds `cluster` and
+    `individual`, and the pretraining that finds them."""
     max_clusters: int = Field(ge=1)
     """The largest K that `auto` tries."""
     init_scale: float = Field(ge=0)
     """First group offsets, in standard deviations of the word embeddings."""
+    weights_spread: float | None = Field(gt=0)
+    """`cluster`: how far users' weights move from their first values. It is the
+    standard deviation of a prior on the logits that counts once per user: few choices leave a user
+    near there, many move as far as they say. Null for no prior."""
+    offset_spread: float | None = Field(gt=0)
+    """`individual`: how far users are from others of their mixture. The standard deviation of the
+    same kind of prior, on the entries of a user's own offset, in standard deviations of the word
+    embeddings. Null for no prior."""
     generic_pull: float = Field(ge=0)
-    """`cluster`: pull of the generic user's weights to the population mean."""
-    offset_penalty: float = Field(ge=0)
-    """`individual`: L2 penalty on the users' offsets."""
+    """`cluster`: pull of the generic user's weights to the users' mean. In nats for each user at a
+    distance of 1."""
 
 
 class PretrainParams(Section):
     """`pretrain`: learn who the users are before the language model is tuned."""
 
     method: Literal["reward", "soft_prompt", "none"]
-    """`reward`: a low-rank personalised reward model on the reference features (seconds).
+    """`reward`: a hierarchical reward model on the reference features (seconds to minutes).
     `soft_prompt`: P-DPO on the user model alone, with the language model frozen (minutes on a CPU).
     `none`: start from the generic user."""
-    alpha: float = Field(ge=0, le=1)
-    """Weight of the personalised term while pretraining."""
+    dimensions: int = Field(ge=1)
+    """`reward`: directions in which users differ, at most."""
+    strength: float = Field(gt=0)
+    """`reward`: how much chance a difference between users must exceed. The penalty on such
+    differences, in units of what choices drawn without any would give."""
     rank: int = Field(ge=1)
-    """`reward`: dimensions that the features are projected to."""
-    steps: int = Field(ge=1)
-    """`reward`: optimiser steps, each on all pairs."""
-    lr: float = Field(gt=0)
-    """`reward`: learning rate."""
-    l2: float = Field(ge=0)
-    """`reward`: L2 penalty on the weights."""
+    """`reward`: principal axes of the features that are used, at most."""
+    max_pairs: int = Field(ge=1)
+    """`reward`: pairs that tastes are learned from, at most. They are those of whole users; all
+    users are then placed by their own pairs."""
+    folds: int = Field(ge=2)
+    """`reward`: parts of the training pairs, for the cross-validation. Whole units of `split.by`
+    each; it says whether users differ, how much, and into how many clusters."""
+    soft_prompt_alpha: float = Field(ge=0, le=1)
+    """`soft_prompt`: weight of the personalised term."""
     soft_prompt_steps: int = Field(ge=1)
     """`soft_prompt`: optimiser steps."""
     soft_prompt_lr: float = Field(gt=0)
-    """`soft_prompt`: learning rate."""
+    """`soft_prompt`: learning rate, in units of the word embeddings. See `optimizer.user_lr`; for
+    mixtures' weights, as it is."""
     soft_prompt_beta: float = Field(gt=0)
     """`soft_prompt`: beta of its P-DPO."""
     soft_prompt_batch_size: int = Field(ge=1)
@@ -139,7 +160,7 @@ class CompareParams(Section):
 
 
 class TrainParams(Section):
-    """`train`: what P-DPO minimises. How it is minimised is in `optimizer`."""
+    """`train`: what P-DPO minimises, and where it starts. How it is minimised: see `optimizer`."""
 
     alpha: float = Field(ge=0, le=1)
     """Weight of the personalised term; 1 - alpha is the generic user's. 0 trains the generic user
@@ -156,6 +177,14 @@ class TrainParams(Section):
     dpop_coef: float = Field(ge=0)
     """Penalty coefficient for chosen responses below the reference. These are less probable than
     under the reference model (DPO-Positive)."""
+    trust_pairs: int | None = Field(ge=1)
+    """Validation pairs, at most, that decide whether users may differ. After training, users stay
+    as they are, move half-way to the generic user, or are that user, whichever the mean user's
+    pairs are predicted best by. As many pairs of each user; null for no such check."""
+    start_from: str = Field(min_length=1)
+    """Where training starts: models/base, or a trained model's directory. It must be outside
+    `models/`, which the stages write, and may hold several models, each under its method's name.
+    Users are matched by id; the reference stays the base model. See [models](models.md)."""
 
 
 class LoraParams(Section):
@@ -176,21 +205,32 @@ class OptimizerParams(Section):
     """`optimizer`: how `train` and `train_reward_model` fit an adapter and a user model."""
 
     lora: LoraParams
-    lora_lr: float = Field(gt=0)
-    """Learning rate of the adapter, and of a reward model's head."""
+    lora_lr: Annotated[float, at.Gt(0)] | Literal["auto"]
+    """Learning rate of the adapter, and of a reward model's head. `auto` is 0.001 at a width of 576
+    and falls as 1 / width: 1.4e-4 at 4096."""
     user_lr: float = Field(gt=0)
-    """Learning rate of the user model."""
+    """Learning rate of users' embeddings, relative to word embeddings. The unit is the standard
+    deviation of the model's word embeddings; an Adam step moves an entry about `user_lr` of it, so
+    the value carries over from model to model."""
+    weights_lr: float = Field(gt=0)
+    """Learning rate of users' weights, the logits of their mixtures. For kind `cluster`."""
     weight_decay: float = Field(ge=0)
     """Weight decay on the adapter (and head)."""
     epochs: float = Field(gt=0)
     """Passes over the training pairs."""
     max_steps: int | None = Field(ge=1)
     """Optimiser steps at most; null for what `epochs` gives."""
-    batch_size: int = Field(ge=1)
-    """Pairs per optimiser step."""
+    batch_size: Annotated[int, at.Ge(1)] | Literal["auto"]
+    """Pairs per optimiser step. `auto` is the largest power of two from 4 to 32 that leaves 100
+    steps an epoch, or 4."""
     micro_batch_size: int = Field(ge=1)
     """Pairs per forward pass; must divide `batch_size`. Lower it when memory is short: the gradient
-    stays the same."""
+    stays the same. If `batch_size` is `auto`, it is a power of two, and lowered where a process's
+    share of the batch is less."""
+    user_balance: float = Field(ge=0, le=1)
+    """Whose pairs an epoch visits: 0 all alike, 1 as many of every user. A pair of a user with n
+    pairs is visited in proportion to n^-user_balance, and an epoch has as many visits as there are
+    pairs. Metrics weigh every user alike."""
     term_sampling: bool
     """One of a pair's two terms at a time: half the time, more noise. The personalised term is
     drawn with probability `alpha`, else the generic user's: the same objective on average.
@@ -205,12 +245,19 @@ class OptimizerParams(Section):
     """Learning rates after the warm-up."""
     max_grad_norm: float = Field(gt=0)
     """Gradients are clipped to this norm."""
-    eval_every: int = Field(ge=1)
-    """Steps between two validations."""
-    eval_pairs: int = Field(ge=1)
-    """Validation pairs looked at each time (a fixed sample)."""
-    checkpoint_every: int = Field(ge=1)
-    """Steps between two checkpoints; a killed run resumes from the last."""
+    eval_every: float = Field(gt=0, le=1)
+    """Share of the steps between two validations. There is always one at the end."""
+    eval_pairs: int | None = Field(ge=1)
+    """Validation pairs looked at each time, at most; null for all. A fixed sample, of every user as
+    many as there are or alike; at most half as many as are trained on between two validations, so
+    that validation takes little of the time."""
+    keep: Literal["best", "last"]
+    """Weights kept at the end. `best` are those of the validation with the lowest loss."""
+    patience: int | None = Field(ge=1)
+    """Validations without a lower loss that end training; null for none."""
+    checkpoint_every: float = Field(gt=0, le=1)
+    """Share of the steps between checkpoints, where a killed run resumes. They are at most
+    500 steps apart, and there is one at each validation, too."""
     attention: Literal["auto", "sdpa", "flex"]
     """How attention is computed. The results are the same but for rounding. `flex` skips what the
     packing of several responses behind one prompt leaves empty, and needs a GPU; `auto` is `flex`
@@ -223,7 +270,13 @@ class OptimizerParams(Section):
 
     @model_validator(mode="after")
     def _batch_is_whole(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
+        if self.batch_size == "auto":
+            if self.micro_batch_size.bit_count() != 1:
+                raise conflict(
+                    "micro_batch_size",
+                    f"must be a power of two, as batch_size: auto is, not {self.micro_batch_size}",
+                )
+        elif self.batch_size % self.micro_batch_size:
             raise conflict(
                 "micro_batch_size",
                 f"must divide batch_size ({self.batch_size}), not {self.micro_batch_size}",
@@ -258,3 +311,22 @@ class LaunchParams(Section):
     strategy: Literal["ddp", "fsdp"]
     """How the model is divided. `ddp`: every process holds the whole base model. `fsdp`: each holds
     a part of every layer, for models that do not fit one GPU; slower."""
+
+
+class TrackParams(Section):
+    """`track`: experiment trackers that training reports to as it runs.
+
+    The stages `train` and `train_reward_model` send settings and curves, never users' ids or texts.
+    No stage depends on this section, so a change re-runs nothing.
+    """
+
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "dvclive"]]
+    """Trackers, by name; [] for none. Each is a package of its own, to be installed with `pip
+    install`. What they keep on disk is in `.cache/trackers/`."""
+    project: str = Field(min_length=1)
+    """Name of the project (`wandb`) or experiment (`mlflow`)."""
+
+    @model_validator(mode="after")
+    def _trackers_are_distinct(self) -> Self:
+        require_distinct("report_to", self.report_to)
+        return self

@@ -2,12 +2,13 @@
 
 import csv
 import textwrap
+from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
 from markupsafe import Markup
 
-from prlhf.metrics.bootstrap import Estimate
+from prlhf.metrics.intervals import Estimate
 from prlhf.metrics.reading import number, percent, percent_range
 from prlhf.project.ablation_results import AblationRow, AblationTable
 from prlhf.project.experiments import hydra
@@ -15,7 +16,7 @@ from prlhf.report.svg import Drawing, Scale, abridged, tick_label, ticks
 
 DIGITS = 6
 WIDTH = 100  # of the lines under the table on a terminal
-ESTIMATES = ("accuracy", "difference", "generic", "cost", "unseen")
+ESTIMATES = ("validation", "accuracy", "difference", "generic", "cost", "unseen")
 FIGURES = ("worst_user", "nll", "broken", "words", "seconds")
 
 # The drawing stands alone: it cannot use the colours of the report's page.
@@ -104,7 +105,9 @@ def as_json(table: AblationTable) -> dict[str, Any]:
         "method": ablation.method,
         "baseline": ablation.baseline,
         "shared": ablation.shared,
-        "interval": {"level": table.bootstrap.level, "replicates": table.bootstrap.replicates},
+        "seeds": {"chosen_by": ablation.seeds, "reported": ablation.reported},
+        "best_on_validation": table.best,
+        "interval": {"level": table.intervals.level},
         "settings": settings,
     }
 
@@ -161,6 +164,7 @@ def _cells(table: AblationTable) -> list[list[str]]:
     baseline = table.ablation.baseline
     columns = {
         "setting": [row.setting for row in table.rows],
+        "on validation": [_share(row.validation) for row in table.rows],
         "accuracy": [_share(row.accuracy) for row in table.rows],
         f"against {baseline}": [
             "baseline" if row.setting == baseline else _points(row.difference) for row in table.rows
@@ -182,16 +186,30 @@ def _cells(table: AblationTable) -> list[list[str]]:
 
 def _about_figures(table: AblationTable) -> str:
     ablation = table.ablation
-    seeds = ", ".join(map(str, ablation.seeds))
-    several = len(ablation.seeds) > 1
+    several = len(ablation.reported) > 1
     counts = sorted({row.users for row in table.rows})
     users = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
-        f"Method {ablation.method}; mean over {users} users and seed{'s' if several else ''} "
-        f"{seeds}. In brackets {percent(table.bootstrap.level)} bootstrap intervals, which draw "
-        f"users{' and seeds' if several else ''} anew; differences are in points, each user"
-        f"{' and seed' if several else ''} against the same one."
+        f"Method {ablation.method}; mean over {users} users and {_seeds(ablation.reported)}. In "
+        f"brackets {percent(table.intervals.level)} intervals for other users"
+        f"{' and seeds' if several else ''}; differences are in points, each user"
+        f"{' and seed' if several else ''} against the same one. {_about_choice(table)}"
     )
+
+
+def _about_choice(table: AblationTable) -> str:
+    """Which setting validation is for, and whether the results had a part in that."""
+    ablation = table.ablation
+    if table.best is None:
+        return "No pairs of validation were scored: nothing can be chosen by these figures."
+    text = f"Best on pairs of validation, with {_seeds(ablation.seeds)}: {table.best}."
+    if ablation.fresh:
+        return f"{text} No setting is chosen by {_seeds(ablation.fresh)}, fresh for the results."
+    return f"{text} No seed is fresh: other seeds' splits validate with what is tested here."
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _changes(changes: Any) -> str:

@@ -3,14 +3,12 @@
 import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from prlhf.infra.errors import UserError
-from prlhf.metrics.bootstrap import Bootstrap, Estimate
+from prlhf.metrics.intervals import Estimate, Intervals
 from prlhf.project.ablation_runs import FoundRun, Project, log_file, show
 from prlhf.project.ablations import Ablation, AblationRun
 
@@ -28,6 +26,8 @@ class Result(NamedTuple):
 
     Attributes:
         served, generic: Of seen users, under their own embeddings and when served as unknown.
+        validation: Of seen users under their own embeddings, on pairs of validation.
+        sizes: How many pairs of test each user has, and of validation (`validation_sizes`).
         unseen: Of held-out users.
         baseline: Of seen users, by the run's `evaluate.baseline`; empty if that was not trained.
         figures: Those of `PLAIN` that the run has.
@@ -37,6 +37,9 @@ class Result(NamedTuple):
     found: FoundRun
     served: ByUser
     generic: ByUser
+    validation: ByUser
+    sizes: ByUser
+    validation_sizes: ByUser
     unseen: ByUser
     baseline: ByUser
     figures: Mapping[str, float]
@@ -46,7 +49,11 @@ class Result(NamedTuple):
 class AblationRow(NamedTuple):
     """A setting's figures, means over its seeds (and seen users); None where there is none.
 
+    All but `validation` are of the ablation's reported seeds.
+
     Attributes:
+        seeds: The reported ones that it has.
+        validation: Accuracy on the pairs of validation, under the seeds to choose by.
         difference: In accuracy to the ablation's baseline, on the same users and seeds.
         generic: Accuracy of seen users when served as unknown ones.
         cost: `generic` less the accuracy of one model for all users: of `evaluate.baseline` in the
@@ -60,6 +67,7 @@ class AblationRow(NamedTuple):
     changes: Mapping[str, Any]
     seeds: Sequence[int]
     users: int
+    validation: Estimate | None
     accuracy: Estimate | None
     difference: Estimate | None
     worst_user: float | None
@@ -78,8 +86,14 @@ class AblationTable(NamedTuple):
     ablation: Ablation
     rows: Sequence[AblationRow]
     results: Sequence[Result]
-    bootstrap: Bootstrap
+    intervals: Intervals
     missing: Sequence[str] = ()
+
+    @property
+    def best(self) -> str | None:
+        """The setting that is best on the pairs of validation; None if it is not known of all."""
+        known = {row.setting: row.validation.value for row in self.rows if row.validation}
+        return max(known, key=lambda name: known[name]) if len(known) == len(self.rows) else None
 
 
 def read_result(project: Project, found: FoundRun, method: str) -> Result:
@@ -107,6 +121,9 @@ def read_result(project: Project, found: FoundRun, method: str) -> Result:
         found=found,
         served=column(f"accuracy_{method}"),
         generic=column(f"accuracy_{method}_generic"),
+        validation=column(f"validation_{method}"),
+        sizes=column("pairs") | column("pairs", seen=False),
+        validation_sizes=column("pairs_validation"),
         unseen=column(f"accuracy_{method}", seen=False),
         baseline=column(f"accuracy_{run.params.evaluate.baseline}"),
         figures={key: float(figures[key]) for key in PLAIN if key in figures},
@@ -115,7 +132,7 @@ def read_result(project: Project, found: FoundRun, method: str) -> Result:
 
 
 def tabulate(
-    ablation: Ablation, runs: Sequence[AblationRun], results: Sequence[Result], bootstrap: Bootstrap
+    ablation: Ablation, runs: Sequence[AblationRun], results: Sequence[Result], intervals: Intervals
 ) -> AblationTable:
     """The figures of each setting, from all runs of an ablation and the results of some of them."""
     by_setting: dict[str, dict[int, Result]] = {each.name: {} for each in ablation.settings}
@@ -127,17 +144,25 @@ def tabulate(
     baseline = by_setting[ablation.baseline]
     rows = []
     for setting in ablation.settings:
-        own = by_setting[setting.name]
-        if not own:
+        every = by_setting[setting.name]
+        if not every:
             continue
+        chosen_by, own = (
+            {seed: every[seed] for seed in seeds if seed in every}
+            for seeds in (ablation.seeds, ablation.reported)
+        )
         found = list(own.values())
+        sizes = [result.sizes for result in found]
         # One model for all users: of the same run, or else of the uniform setting's.
         uniforms = {} if uniform in (None, setting.name) else by_setting[str(uniform)]
         one_model = {
             seed: result.baseline or (uniforms[seed].served if seed in uniforms else {})
             for seed, result in own.items()
         }
-        pairs = [_less(own[seed].served, baseline[seed].served) for seed in own if seed in baseline]
+        differences = [
+            _less(result.served, baseline[seed].served) if seed in baseline else {}
+            for seed, result in own.items()
+        ]
         costs = [_less(result.generic, one_model[seed]) for seed, result in own.items()]
         alone = setting.name == ablation.baseline
         rows.append(
@@ -146,18 +171,23 @@ def tabulate(
                 changes=setting.own,
                 seeds=sorted(own),
                 users=len({user for result in found for user in result.served}),
-                accuracy=_crossed(bootstrap, [result.served for result in found]),
-                difference=None if alone else _crossed(bootstrap, pairs),
-                generic=_crossed(bootstrap, [result.generic for result in found]),
-                cost=_crossed(bootstrap, costs),
-                unseen=_crossed(bootstrap, [result.unseen for result in found]),
+                validation=_crossed(
+                    intervals.share,
+                    [result.validation for result in chosen_by.values()],
+                    [result.validation_sizes for result in chosen_by.values()],
+                ),
+                accuracy=_crossed(intervals.share, [result.served for result in found], sizes),
+                difference=None if alone else _crossed(intervals.difference, differences, sizes),
+                generic=_crossed(intervals.share, [result.generic for result in found], sizes),
+                cost=_crossed(intervals.difference, costs, sizes),
+                unseen=_crossed(intervals.share, [result.unseen for result in found], sizes),
                 seconds=_mean([result.seconds for result in found]),
                 **{key: _mean([result.figures.get(key) for result in found]) for key in PLAIN},
             )
         )
     there = {result.found.run.experiment for result in results}
     missing = [run.experiment for run in runs if run.experiment not in there]
-    return AblationTable(ablation, rows, results, bootstrap, missing)
+    return AblationTable(ablation, rows, results, intervals, missing)
 
 
 def _less(one: ByUser, other: ByUser) -> dict[str, float]:
@@ -165,12 +195,25 @@ def _less(one: ByUser, other: ByUser) -> dict[str, float]:
     return {user: one[user] - other[user] for user in one if user in other}
 
 
-def _crossed(bootstrap: Bootstrap, by_seed: Sequence[ByUser]) -> Estimate | None:
-    """The mean over users and seeds; a user need not occur under every seed."""
-    users = sorted({user for values in by_seed for user in values})
-    columns = [[values.get(user, np.nan) for user in users] for values in by_seed]
-    table = np.array(columns, dtype=np.float64).reshape(len(by_seed), len(users)).T
-    return bootstrap.crossed_mean(table)
+def _crossed(
+    estimate: Callable[..., Estimate | None], by_seed: Sequence[ByUser], sizes: Sequence[ByUser]
+) -> Estimate | None:
+    """The mean over users and seeds, which are crossed; a user need not occur under every seed.
+
+    Args:
+        estimate: What makes it, `Intervals.share` or `difference`.
+        by_seed: Of each seed, a figure of each user.
+        sizes: Of each seed, on how many pairs each user's figure rests.
+    """
+    cells = [
+        (value, user, seed, sizes[seed][user])
+        for seed, values in enumerate(by_seed)
+        for user, value in values.items()
+    ]
+    if not cells:
+        return None
+    values, users, seeds, pairs = map(list, zip(*cells, strict=True))
+    return estimate(values, users, seeds, sizes=pairs)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -87,7 +87,8 @@ def require_committed(project: Project, runs: Iterable[AblationRun]) -> None:
         UserError: A file that the stages read is not as it was committed.
     """
     own = {str(run.params.data.path) for run in runs}
-    paths = sorted({*project.reads, *own, str(PARAMS_FILE), "dvc.yaml"})
+    read = {*project.reads, *own, str(PARAMS_FILE), "dvc.yaml"}
+    paths = sorted(path for path in read if _inside(project, path))
     status = ("status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--")
     if changed := _not_ignored(project, git(project.root, *status, *paths), 3):
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -100,6 +101,7 @@ def find(project: Project, runs: Iterable[AblationRun]) -> dict[str, FoundRun]:
 
     Such an experiment has the same parameters, and started from a commit in which everything that
     its stages read is as it is in HEAD: committing a page of documentation does not invalidate it.
+    What they read outside of the repository is as it was then, too.
     """
     found: dict[str, FoundRun] = {}
     wanted = {run.experiment: run for run in runs}
@@ -350,16 +352,27 @@ def _params(project: Project, commit: str) -> Params | None:
         return None  # of another version of this package
 
 
+def _inside(project: Project, path: str) -> bool:
+    """Whether a file that stages read is in the Git repository."""
+    return (project.root / path).resolve().is_relative_to(project.top.resolve())
+
+
 def _same_inputs(project: Project, commit: str, start: str) -> bool:
-    if start == project.head:
-        return True
     lock = show(project, commit, "dvc.lock")
     stages: Any = YAML(typ="safe", pure=True).load(lock or "").get("stages", {}) if lock else {}
     outs = {out["path"] for stage in stages.values() for out in stage.get("outs", [])}
-    read = {dep["path"] for stage in stages.values() for dep in stage.get("deps", [])}
+    deps = {dep["path"]: dep for stage in stages.values() for dep in stage.get("deps", [])}
+    outside = {path: dep for path, dep in deps.items() if not _inside(project, path)}
+    if outside:
+        with pipeline.open_project(project.root) as repo:
+            digests = {path: pipeline.digest_outside(repo, path) for path in outside}
+        if any(digests[path] != dep.get("md5") for path, dep in outside.items()):
+            return False
+    if start == project.head:
+        return True
     read = {
         path
-        for path in read
+        for path in deps.keys() - outside.keys()
         if not any(f"{path}/".startswith(f"{out}/") or out.startswith(f"{path}/") for out in outs)
     }
     # Data that DVC tracks have their hash beside them.

@@ -6,7 +6,8 @@ A comment at the top says what it is. The keys are
     extends: an overlay of experiments/ whose changes all runs share        (optional)
     base: more changes that all runs share, on top of it                    (optional)
     method: the method whose figures are compared, a key of `methods`
-    seeds: each setting runs once with each
+    seeds: each setting runs once with each, and is chosen by what they say on validation pairs
+    fresh: more seeds, used for nothing but the results on test pairs       (optional)
     baseline: the setting that the others are compared with                 (optional: the first)
     settings: name -> what it changes, as in an overlay; its order is that of the tables
 """
@@ -27,7 +28,7 @@ from prlhf.project import experiments
 from prlhf.project.experiments import Experiment, place_of
 
 ROOT = Path("experiments/ablations")
-KEYS = ("title", "extends", "base", "method", "seeds", "baseline", "settings")
+KEYS = ("title", "extends", "base", "method", "seeds", "fresh", "baseline", "settings")
 REQUIRED = ("title", "method", "seeds", "settings")
 SEED = "seed"
 
@@ -71,9 +72,15 @@ class Ablation:
     method: str
     method_place: str
     seeds: Sequence[int]
+    fresh: Sequence[int]
     baseline: str
     settings: Sequence[Setting]
     shared: Mapping[str, Any]
+
+    @property
+    def reported(self) -> Sequence[int]:
+        """The seeds whose results on test pairs are told: fresh ones if there are any."""
+        return self.fresh or self.seeds
 
 
 def names(root: Path = ROOT) -> list[str]:
@@ -87,7 +94,7 @@ def read(name: str, root: Path = ROOT, seeds: Sequence[int] | None = None) -> Ab
     Args:
         name: Of the ablation.
         root: The directory of ablations; overlays are in the one above it.
-        seeds: Used instead of those of the file.
+        seeds: Used instead of those of the file, fresh ones included.
 
     Raises:
         UserError: There is no such ablation, or its file has faults.
@@ -110,7 +117,8 @@ def read(name: str, root: Path = ROOT, seeds: Sequence[int] | None = None) -> Ab
         title=str(document["title"]),
         method=str(document["method"]),
         method_place=place_of(document, path, "method"),
-        seeds=tuple(seeds) if seeds else _seeds(document, path),
+        seeds=tuple(seeds) if seeds else _seeds(document, path, "seeds"),
+        fresh=_fresh(document, path) if "fresh" in document and not seeds else (),
         baseline=baseline,
         settings=settings,
         shared=shared,
@@ -129,7 +137,7 @@ def resolve(ablation: Ablation, params: Path = PARAMS_FILE) -> list[AblationRun]
     faults: dict[str, UserError] = {}
     for number, setting in enumerate(ablation.settings):
         # All seeds once, not under every setting.
-        grid = {SEED: list(ablation.seeds)[: None if number == 0 else 1]}
+        grid = {SEED: [*ablation.seeds, *ablation.fresh][: None if number == 0 else 1]}
         try:
             experiments.check(Experiment("", "", setting.changes, grid, setting.places), params)
         except UserErrors as found:
@@ -138,7 +146,8 @@ def resolve(ablation: Ablation, params: Path = PARAMS_FILE) -> list[AblationRun]
         raise UserErrors(list(faults.values()))
     runs: list[AblationRun] = []
     known: dict[str, Params] = {}
-    for seed, setting in itertools.product(ablation.seeds, ablation.settings):
+    seeds = (*ablation.seeds, *ablation.fresh)
+    for seed, setting in itertools.product(seeds, ablation.settings):
         text = overridden(params, {**setting.changes, SEED: seed})
         if setting.name not in known:
             known[setting.name] = parse(text)
@@ -209,10 +218,18 @@ def _settings(
     return found
 
 
-def _seeds(document: CommentedMap, path: Path) -> tuple[int, ...]:
-    seeds = as_python(document["seeds"])
+def _fresh(document: CommentedMap, path: Path) -> tuple[int, ...]:
+    fresh = _seeds(document, path, "fresh")
+    if not set(fresh).isdisjoint(_seeds(document, path, "seeds")):
+        where = f"{place_of(document, path, 'fresh')}: fresh"
+        raise UserError("must list seeds that settings are not chosen by", where=where)
+    return fresh
+
+
+def _seeds(document: CommentedMap, path: Path, key: str) -> tuple[int, ...]:
+    seeds = as_python(document[key])
     good = isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)
     if not good or len(set(seeds)) < len(seeds):
-        where = f"{place_of(document, path, 'seeds')}: seeds"
+        where = f"{place_of(document, path, key)}: {key}"
         raise UserError("must list whole numbers, each once", where=where, fix="as in [7, 8, 9]")
     return tuple(seeds)

@@ -21,15 +21,18 @@ COMMAND = "prlhf params diff"
 
 HEADLINE = (
     "accuracy.*.macro",
+    "accuracy.*.worst_tenth",
     "accuracy.*.worst_user",
     "accuracy.*.generic",
     "accuracy.*.unseen",
     "accuracy_gain.*",
+    "worst_tenth_gain.*",
     "win_rate.*.win_rate",
     "length.*.groups.*",
     "fluency.*.mean_nll",
     "fluency.*.degenerate",
     "fluency.*.empty",
+    "fluency.*.unfinished",
 )
 """The figures that a reader of a change wants first, in this order; `*` is one step of a key."""
 

@@ -136,7 +136,7 @@ def _inbox_rows(
         if columns is not None:
             # Refuse what `ingest` would refuse; understand the text of CSV cells as it does.
             rows = contract_rows(records, columns, file.name)
-            for ours in ("user_id", "group", "weight"):
+            for ours in ("user_id", "group", "unit", "weight"):
                 theirs = columns.get(ours)
                 if theirs is not None and not records.typed:
                     values = rows[ours].astype(object)

@@ -211,6 +211,14 @@ def content(dependency: Dependency, known: Contents) -> Content:
     return known.setdefault((path, name), Content(found.hash_info.value, files))
 
 
+def digest_outside(project: Repo, path: str) -> str | None:
+    """DVC's hash of a file or directory outside of the project; None if it is absent."""
+    if not Path(path).exists():
+        return None
+    _, _, found = build(project.cache.local, path, LocalFileSystem(), "md5", dry_run=True)
+    return str(found.hash_info.value)
+
+
 def tree_of(
     fs: Any, directory: str, files: Iterable[str], hash_name: str, outs: Iterable[Output] = ()
 ) -> Tree:

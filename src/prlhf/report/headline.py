@@ -1,8 +1,11 @@
-"""The answer in words: what the figures say, whatever their sign.
+"""The answer in words: what the figures say, whatever their sign, and no more than they carry.
 
-Every sentence is chosen by a figure and its interval. The words "better" and "worse" are used only
-if an interval of the difference excludes zero: the one for other users, or else, and then the
-sentence says so, the one for these users and other prompts.
+Two statements are possible: about these users, from the interval for other prompts, and about users
+like these, from the interval for other users as well. They are tested in that order, each at the
+level of the intervals, and the second only where the first holds: between two methods that are
+equally good, the words "better" and "worse" then appear in 5 % of reports at a level of 95 %.
+Neither is made from fewer than eight prompts, or users. Methods are called equal only if the
+interval lies within the margin of what matters; everything else is a lack of data, and said to be.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,7 @@ from typing import Any, Literal, cast
 
 from prlhf.data import BASE_METHOD
 from prlhf.metrics.reading import (
+    MIN_UNITS,
     broken,
     figure,
     groups_by_size,
@@ -18,21 +22,13 @@ from prlhf.metrics.reading import (
     interval,
     look_up,
     method_label,
-    number,
     percent,
     percent_range,
     points,
     signed_points,
+    worst_served,
 )
-
-MAX_NLL_ABOVE_BASE = 0.7
-"""Nats per token above the base model's own texts beyond which the report warns."""
-
-MAX_BROKEN = 0.05
-"""Share of empty or degenerate texts beyond which the report warns."""
-
-MIN_AGREEMENT = 0.9
-"""Agreement of the judge with the users' own choices below which the report warns."""
+from prlhf.report import cautions
 
 STRANGERS: Mapping[str, str] = {
     "unseen": "held-out users",
@@ -40,16 +36,23 @@ STRANGERS: Mapping[str, str] = {
 }
 """Whom `generic_gain` in metrics.json is about."""
 
-Verdict = Literal["better", "better_here", "worse", "worse_here", "equal", "unclear", "unknown"]
-"""`_here`: certain for these users, but they are too few or too different to speak for others."""
+Verdict = Literal[
+    "better", "better_here", "worse", "worse_here", "equal", "equal_here", "same", "fallback",
+    "unclear", "unknown",
+]  # fmt: skip
+"""`_here`: for these users; of others it says nothing. `same`: the two methods are one model.
+`fallback`: the personalised method serves everybody alike, since there was nothing to gain."""
 
 TITLES: Mapping[Verdict, str] = {
     "better": "Yes: users are served better by a model that knows them.",
     "better_here": "Yes, these users are served better by a model that knows them.",
     "worse": "No: users are served worse by the model that knows them.",
     "worse_here": "No, these users are served worse by the model that knows them.",
-    "equal": "No difference: one model for everyone serves these users just as well.",
-    "unclear": "Not clearly: the difference is within what chance alone can bring about.",
+    "equal": "No difference that matters: one model for everyone serves users just as well.",
+    "equal_here": "No difference that matters to these users: one model serves them just as well.",
+    "same": "No difference: the two methods are one and the same model.",
+    "fallback": "Nothing to gain from knowing these users, as far as their choices tell.",
+    "unclear": "Too few data to tell whether users are served better by a model that knows them.",
     "unknown": "There is nothing to compare the personalised model with.",
 }
 
@@ -79,13 +82,27 @@ class Headline:
 
 
 def write(
-    metrics: Mapping[str, Any], personalized: Sequence[str], subject: str, baseline: str
+    metrics: Mapping[str, Any],
+    personalized: Sequence[str],
+    subject: str,
+    baseline: str,
+    *,
+    margin: float,
+    fallback: bool = False,
 ) -> Headline:
-    """The headline of a report on `subject` against `baseline`, from metrics.json."""
-    warnings = _warnings(metrics, personalized)
+    """The headline of a report.
+
+    Args:
+        metrics: The content of metrics.json.
+        personalized: The methods that serve single users.
+        subject, baseline: The method it is about, and what that is compared with.
+        margin: Differences in accuracy up to this matter to nobody.
+        fallback: Whether the pretraining found nothing to gain, and `subject` does as it says.
+    """
+    warnings = cautions.write(metrics, personalized)
     if subject not in personalized or figure(metrics, "accuracy", subject, "macro") is None:
         return Headline("unknown", "No personalised method was evaluated.", [], [], warnings)
-    answer = _Answer(metrics, subject, baseline)
+    answer = _Answer(metrics, subject, baseline, margin, fallback)
     verdict = answer.verdict()
     sentences = [sentence for sentence in answer.sentences() if sentence]
     return Headline(verdict, TITLES[verdict], sentences, answer.tiles(), warnings)
@@ -98,6 +115,8 @@ class _Answer:
     metrics: Mapping[str, Any]
     name: str
     baseline: str
+    margin: float
+    fallback: bool
 
     @property
     def pair(self) -> str:
@@ -113,23 +132,35 @@ class _Answer:
     def interval(self, *path: str) -> tuple[float, float] | None:
         return interval(self.metrics, *path)
 
+    @property
+    def speaks_for_others(self) -> bool:
+        return (self.figure("counts", "users", "seen") or 0) >= MIN_UNITS
+
     def verdict(self) -> Verdict:
-        gain = self.figure("accuracy_gain", self.pair)
-        if gain is None:
+        if self.fallback:
+            return "fallback"
+        if self.figure("accuracy_gain", self.pair) is None:
             return "unknown"
-        if gain == 0:
-            return "equal"
-        for path, suffix in (((), ""), (("same_users",), "_here")):
-            ends = self.interval("accuracy_gain", self.pair, *path)
-            if ends is not None and _excludes_zero(ends):
-                return cast(Verdict, ("better" if ends[0] > 0 else "worse") + suffix)
-        return "unclear"
+        here = self.interval("accuracy_gain", self.pair, "same_users")
+        others = self.interval("accuracy_gain", self.pair) if self.speaks_for_others else None
+        if here == (0.0, 0.0):
+            return "same"
+        if here is None or (self.figure("counts", "units") or 0) < MIN_UNITS:
+            return "unclear"
+        if -self.margin <= here[0] and here[1] <= self.margin:
+            within = others is not None and -self.margin <= others[0] and others[1] <= self.margin
+            return "equal" if within else "equal_here"
+        if not _excludes_zero(here):
+            return "unclear"
+        verdict = "better" if here[0] > 0 else "worse"
+        return cast(Verdict, verdict + ("" if _excludes_zero(others) else "_here"))
 
     def sentences(self) -> list[str]:
         return [
             self._accuracy(),
+            self._evidence(),
             self._groups(),
-            self._compared("The user it understands least is at", "worst_user"),
+            self._worst(),
             self._wins(),
             self._lengths(),
             self._compared(
@@ -159,10 +190,37 @@ class _Answer:
             for ends, who in ((same, "these users and other prompts"), (others, "other users"))
             if ends is not None
         ]
-        text += f" (interval {in_words(known)})" if known else ""
-        if others is not None and not _excludes_zero(others) and _excludes_zero(same):
-            text += "; more users are needed to know whether it holds for others"
-        return f"{text}."
+        return f"{text} (interval {in_words(known)})." if known else f"{text}."
+
+    def _evidence(self) -> str:
+        """What the data could have shown, or what is missing to speak for other users."""
+        verdict = self.verdict()
+        at = ("power", self.pair)
+        users, pairs = (self.figure(*at, key) for key in ("users", "pairs"))
+        seen, now = (self.figure("counts", key, "seen") for key in ("users", "pairs"))
+        if verdict.endswith("_here"):
+            text = "Whether it holds for other users, these are too few or too different to say"
+            if users is None or seen is None or users <= seen:
+                return f"{text}."
+            return f"{text}; about {users:,.0f} would do, instead of {seen:,.0f}."
+        if verdict != "unclear":
+            return ""
+        smallest = self.figure(*at, "detectable_same_users")
+        if smallest is None or pairs is None or now is None:
+            return "From so few choices no difference can be told."
+        text = (
+            f"With {now:,.0f} held-out choices of {seen or 0:,.0f} users, only a difference of "
+            f"{points(smallest)} points or more would probably have shown"
+        )
+        if (units := self.figure("counts", "units") or 0) < MIN_UNITS:
+            return f"{text}, and {units:.0f} prompts are too few to say anything of others."
+        if pairs <= now:
+            return f"{text}."
+        size = max(abs(self.figure("accuracy_gain", self.pair) or 0.0), self.margin)
+        more = f"; to show one of {points(size)}, about {pairs:,.0f} choices would do"
+        if users is not None:
+            more += f", and about {users:,.0f} users to speak for others"
+        return f"{text}{more}."
 
     def _groups(self) -> str:
         changes = []
@@ -182,6 +240,18 @@ class _Answer:
         if abs(worst) > 0.005:
             change = f"{'fall' if worst < 0 else 'go'} {fall}"
         return f"Most is gained by “{best_group}” users, {rise}; “{worst_group}” users {change}."
+
+    def _worst(self) -> str:
+        key, who = worst_served(self.metrics)
+        text = self._compared(f"The {who} it understands least is at", key)
+        gain = self.figure("worst_tenth_gain", self.pair)
+        ends = self.interval("worst_tenth_gain", self.pair)
+        if key == "worst_user" or gain is None or ends is None:
+            return text
+        return (
+            f"{text} The tenth that {self.other} understood least, by other choices of theirs, "
+            f"{'gains' if gain >= 0 else 'loses'} {points(gain)} points (interval {_signed(ends)})."
+        )
 
     def _compared(self, text: str, key: str) -> str:
         if (value := self.figure("accuracy", self.name, key)) is None:
@@ -216,31 +286,31 @@ class _Answer:
         )
 
     def _cost(self) -> str:
-        gains, highest, parts = [], [], []
+        spreads, parts = [], []
         for place, who in STRANGERS.items():
             at = ("generic_gain", self.pair, place)
             if (gain := self.figure(*at)) is not None:
-                gains.append(gain)
                 parts.append(f"{signed_points(gain)} for {who}")
                 if (ends := self.interval(*at)) is not None:
-                    highest.append(ends[1])
                     parts[-1] += f" (interval {_signed(ends)})"
-        if not gains:
+                enough = (self.figure("counts", "users", place) or 0) >= MIN_UNITS
+                spreads.append(ends if enough else None)
+        if not parts:
             return ""
-        cost = "costs no more accuracy than chance could explain"
-        if min(highest, default=0.0) < 0:
-            cost = "costs accuracy"
-        elif min(gains) >= 0:
-            cost = "costs no measurable accuracy"
-        return (
-            f"Where it does not know the user, personalising {cost} against "
-            f"{self.other}, in points: {in_words(parts)}."
-        )
+        claim = f"it is not clear what personalising does to accuracy against {self.other}"
+        if any(ends is not None and ends[1] < 0 for ends in spreads):
+            claim = f"personalising costs accuracy against {self.other}"
+        elif all(ends is not None and ends[0] >= -self.margin for ends in spreads):
+            claim = (
+                f"personalising costs less than {points(self.margin)} points against {self.other}"
+            )
+        return f"Where it does not know the user, {claim}, in points: {in_words(parts)}."
 
     def tiles(self) -> list[Tile]:
+        key, who = worst_served(self.metrics)
         tiles = [
             self._tile("of users' held-out choices predicted", "accuracy", "macro"),
-            self._tile("for the worst-served user", "accuracy", "worst_user"),
+            self._tile(f"for the worst-served {who}", "accuracy", key),
         ]
         groups = groups_by_size(self.metrics)
         sizes = look_up(self.metrics, "counts", "groups") or {}
@@ -280,38 +350,3 @@ def _excludes_zero(ends: tuple[float, float] | None) -> bool:
 def _signed(ends: tuple[float, float]) -> str:
     low, high = (f"{100 * end:+.0f}".replace("-", "\N{MINUS SIGN}") for end in ends)
     return f"{low} to {high}"
-
-
-def _warnings(metrics: Mapping[str, Any], personalized: Sequence[str]) -> list[str]:
-    warnings = []
-    for name in sorted(metrics.get("fluency", {})):
-        places: dict[str, tuple[str, ...]] = {"": ()}
-        if name in personalized:
-            groups = sorted(metrics["fluency"][name].get("groups", {}))
-            places |= {f" for “{group}” users": ("groups", group) for group in groups}
-        for who, place in places.items():
-            warnings += _quality(metrics, name, place, who)
-    agreement = figure(metrics, "judge_agreement", "all")
-    if agreement is not None and agreement < MIN_AGREEMENT:
-        warnings.append(
-            f"The judge of the answers agrees with only {percent(agreement)} of the users' "
-            "own held-out choices: read the win rates with that in mind."
-        )
-    return warnings
-
-
-def _quality(metrics: Mapping[str, Any], name: str, place: tuple[str, ...], who: str) -> list[str]:
-    found = []
-    nll = figure(metrics, "fluency", name, *place, "mean_nll")
-    base = figure(metrics, "fluency", name, "base_mean_nll")
-    if nll is not None and base is not None and nll - base > MAX_NLL_ABOVE_BASE:
-        found.append(
-            f"{method_label(name)}{who}: its answers lie {number(nll - base)} nats per token above "
-            "the base model's own, which is a sign of unnatural text."
-        )
-    share = broken(metrics, name, *place)
-    if share is not None and share > MAX_BROKEN:
-        found.append(
-            f"{method_label(name)}{who}: {percent(share)} of its answers are empty or degenerate."
-        )
-    return found

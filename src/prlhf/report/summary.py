@@ -11,6 +11,7 @@ from prlhf.metrics.reading import (
     method_label,
     method_names,
     percent,
+    worst_served,
 )
 
 MAX_COMPARISONS = 6
@@ -30,13 +31,14 @@ def render(metrics: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     columns = groups if 1 < len(groups) <= MAX_GROUPS else []
     heads = [_clip(group) for group in columns]
     blank = [""] * len(heads)
+    worst = worst_served(metrics)[0].replace("_", " ")
     table = [
-        ["", "accuracy", "", *blank, "words", *blank[1:], "text", ""],
-        ["", "mean", "worst user", *heads, *(heads or ["mean"]), "nats/token", "broken"],
+        ["", "accuracy", "", *blank, "words", *blank[1:], "text", "", ""],
+        ["", "mean", worst, *heads, *(heads or ["mean"]), "nats/token", "broken", "cut off"],
         *[_row(metrics, name, columns) for name in method_names(metrics, order)],
     ]
     lines = _align(table)
-    lines.append("(broken: empty or degenerate)")
+    lines.append("(broken: empty or degenerate; cut off: at generate.max_new_tokens)")
     lines += [_gain(metrics, pair) for pair in _shown("accuracy_gain", metrics, evaluation)]
     lines += [_wins(metrics, pair) for pair in _shown("win_rate", metrics, evaluation)]
     return "\n".join(lines)
@@ -47,7 +49,7 @@ def _row(metrics: Mapping[str, Any], name: str, groups: Sequence[str]) -> list[s
         return "-" if value is None else written(value)
 
     places: list[tuple[str, ...]] = [("groups", group) for group in groups]
-    accuracies = [("macro",), ("worst_user",), *places]
+    accuracies = [("macro",), (worst_served(metrics)[0],), *places]
     return [
         _clip(method_label(name), 17),
         *[cell(percent, figure(metrics, "accuracy", name, *at)) for at in accuracies],
@@ -57,6 +59,7 @@ def _row(metrics: Mapping[str, Any], name: str, groups: Sequence[str]) -> list[s
         ],
         cell("{:.2f}".format, figure(metrics, "fluency", name, "mean_nll")),
         cell(percent, broken(metrics, name)),
+        cell(percent, figure(metrics, "fluency", name, "unfinished")),
     ]
 
 

@@ -8,7 +8,7 @@ where `h` is the last hidden state of `[ f_P(u) ; emb(x) ; emb(y) ]` at the last
 end-of-sequence token unless it was cut: the only position that has read the whole response. The
 base model is frozen; the LoRA adapter, the user model and the head `v` are trained.
 
-`FeatureRewardModel` is the smaller one of `prlhf.rewards.features`, behind the base model.
+`FeatureRewardModel` is the smaller one of `prlhf.people.hierarchical`, behind the base model.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from prlhf.data import GENERIC, index_users
 from prlhf.data.prompts import canonical_prompt
 from prlhf.infra import distributed
 from prlhf.infra.errors import UserError
+from prlhf.infra.progress import Progress
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.packing import Packed, Row
 from prlhf.models.personalized import PersonalizedLM, Prompt
 from prlhf.models.user_model import UserModel
-from prlhf.rewards.features import FeatureReward, load_feature_reward
+from prlhf.people.files import load_reward
+from prlhf.people.hierarchical import HierarchicalReward
 
 HEAD: Final = "reward_head.safetensors"
 
@@ -101,10 +103,11 @@ class PersonalizedRewardModel(nn.Module):
         rewards = torch.zeros(sum(len(row.responses) for row in rows))
         whole = [self._read_whole(row) for row in rows]
         limits = {"max_rows": max_rows, "max_positions": max_positions}
-        for batch, where, own in self.lm.batches(whole, label=label, **limits):
-            found, _ = self(batch)
-            if own:
-                rewards[where] = found.float().cpu()
+        with Progress(len(whole), label, "rows") as progress:
+            for batch, where, own in self.lm.batches(whole, progress, **limits):
+                found, _ = self(batch)
+                if own:
+                    rewards[where] = found.float().cpu()
         distributed.all_reduce_sum_(rewards)
         return rewards
 
@@ -191,7 +194,9 @@ class FeatureRewardModel:
         users: ids of the users in index order, the generic one not among them.
     """
 
-    def __init__(self, lm: PersonalizedLM, fitted: FeatureReward, users: Sequence[str]) -> None:
+    def __init__(
+        self, lm: PersonalizedLM, fitted: HierarchicalReward, users: Sequence[str]
+    ) -> None:
         self.lm = lm
         self.fitted = fitted
         self.users = list(users)
@@ -234,7 +239,7 @@ class FeatureRewardModel:
     def from_pretrained(
         cls, directory: str | Path, *, base: str | Path | None = None, dtype: str = "auto"
     ) -> FeatureRewardModel:
-        """Load a directory written by `save_feature_reward`, as `models/user_model/reward_model`.
+        """Load a directory written by `save_reward`, as `models/user_model/reward_model`.
 
         Args:
             directory: the directory.
@@ -245,7 +250,7 @@ class FeatureRewardModel:
             UserError: something is missing, damaged or was made by a newer version.
         """
         directory = Path(directory)
-        fitted, card = load_feature_reward(directory)
+        fitted, card = load_reward(directory)
         path = Path(base) if base else Path(os.path.normpath(directory / card["base"]["path"]))
         loaded = load_base(path, dtype)
         lm = PersonalizedLM.reference(loaded, Encoder(loaded.tokenizer, **card["tokens"]))

@@ -8,7 +8,7 @@ from prlhf.data import BASE_METHOD
 from prlhf.infra.io import read_json, read_parquet, write_json, write_text
 from prlhf.judging.fluency import Tables
 from prlhf.metrics import metrics, tables
-from prlhf.metrics.bootstrap import Bootstrap
+from prlhf.metrics.intervals import Intervals
 from prlhf.metrics.preferences import Verdicts
 from prlhf.params import CompareParams, EvaluateParams
 from prlhf.stages import paths
@@ -25,7 +25,8 @@ def run(
     (methods, judge, notes, samples), reports/per_user.csv, reports/per_user_wins.csv and the tables
     under reports/plots/.
     """
-    users = read_parquet(paths.USERS, ["user_id", "group", "seen"])
+    users = read_parquet(paths.USERS, ["user_id", "group", "seen", "pairs_train"])
+    seen = users["seen"].astype(bool)
     dataset = read_json(paths.PREPARED / "dataset.json")
     judged = read_json(paths.JUDGED / "judge.json")
     kinds = [str(one["kind"]) for one in judged["judges"]]
@@ -36,9 +37,12 @@ def run(
     result = metrics.Evaluation(
         {name: _tables(name) for name in compare.all},
         read_parquet(paths.split_table("test")),
-        users[~users["seen"].astype(bool)],
+        users.loc[~seen, ["user_id", "group"]],
+        units=_units(),
+        training_pairs=users.loc[seen, "pairs_train"],
         verdicts=verdicts,
-        bootstrap=Bootstrap(seed, evaluate.bootstrap, evaluate.confidence),
+        intervals=Intervals(evaluate.confidence),
+        margin=evaluate.margin,
         degenerate=judged["degenerate"],
         baseline=evaluate.baseline,
         reward_pairs={
@@ -70,6 +74,7 @@ def run(
             ],
             "baseline": evaluate.baseline,
             "subject": evaluate.subject,
+            "margin": evaluate.margin,
             "notes": result.notes,
             "samples": tables.samples(
                 result, prompts=evaluate.sample_prompts, users=evaluate.sample_users, seed=seed
@@ -85,6 +90,13 @@ def run(
         paths.PLOTS / "curves.csv": tables.curves(curves),
     }.items():
         write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def _units() -> pd.Series:
+    """The unit of each held-out pair, by its id."""
+    splits = ("validation", "test", "unseen")
+    parts = [read_parquet(paths.split_table(split), ["pair_id", "unit"]) for split in splits]
+    return pd.concat(parts).drop_duplicates("pair_id").set_index("pair_id")["unit"]
 
 
 def _tables(name: str) -> Tables:

@@ -7,23 +7,20 @@ import pandas as pd
 
 from prlhf.data import BASE_METHOD, require_user_texts
 from prlhf.data.ids import content_hash
-from prlhf.generation import (
-    complete,
-    decoding,
-    new_prompts,
-    read_prompts,
-    request_table,
-    sample_prompts,
-)
+from prlhf.generation import complete, new_prompts, read_prompts, request_table, sample_prompts
 from prlhf.infra import distributed
 from prlhf.infra.io import read_parquet, write_parquet
 from prlhf.infra.progress import say
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.params import GenerateParams, ModelParams, TokenParams
+from prlhf.sampling import decoding
 from prlhf.stages.paths import BASE, GENERATED, USERS, method_directory, split_table
 
 PARAMS: Final = ("seed", "model", "tokens", "generate")
+
+MAX_UNFINISHED: Final = 0.05
+"""A larger share of answers cut off is warned of."""
 
 PROMPT_COLUMNS: Final = ("prompt_id", "prompt")
 USER_COLUMNS: Final = ("user_id", "user_index", "group", "user_text", "seen")
@@ -78,8 +75,16 @@ def run(
     rows["text"] = [lm.encoder.decode(completion.ids) for completion in completions]
     rows["tokens"] = [len(completion.ids) for completion in completions]
     rows["finished"] = [completion.finished for completion in completions]
+    _say_unfinished(1.0 - float(rows["finished"].mean()), generate.max_new_tokens, label)
     columns = ["generation_id", "method", "condition", "user_id", "group", *PROMPT_COLUMNS]
     write_parquet(GENERATED / f"{name}.parquet", rows[[*columns, "text", "tokens", "finished"]])
+
+
+def _say_unfinished(share: float, most: int, label: str) -> None:
+    found = f"{share:.1%} of the answers are unfinished"
+    if share > MAX_UNFINISHED:
+        found = f"warning: {found}: they were cut off at generate.max_new_tokens: {most}; raise it"
+    say(f"{label}: {found}")
 
 
 def load_method(name: str, dtype: str, tokens: TokenParams) -> PersonalizedLM:
@@ -99,6 +104,8 @@ def prompts_to_answer(path: Path, label: str) -> pd.DataFrame:
     learned = set(unseen.loc[unseen["prompt_split"] != "test", "prompt_id"])
     for split in ("train", "validation"):
         learned |= set(read_parquet(split_table(split), ["prompt_id"])["prompt_id"])
+    # Where responses or units are divided, prompts are trained on and held out at the same time.
+    learned -= set(read_parquet(split_table("test"), ["prompt_id"])["prompt_id"])
     new = new_prompts(found, learned, path)
     if len(new) < len(found):
         say(

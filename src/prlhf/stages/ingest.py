@@ -25,7 +25,6 @@ def run(*, seed: int, data: DataParams) -> None:
     )
     if rows.empty:
         raise UserError("no row names a user", where=source.name, fix="see data.columns.user_id")
-    rows = sources.flip_labels(rows, seed=seed, probability=data.label_noise)
     dataset = {
         "name": source.name,
         "source": data.source,

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-import pandas as pd
-import torch
-
-from prlhf.data.reference import Reference, load_reference
+from prlhf.data import as_trained
+from prlhf.data.reference import load_reference
 from prlhf.infra.io import atomic_path, read_parquet, write_json
 from prlhf.infra.progress import say
 from prlhf.models.base import Encoder, load_base, read_source
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.models.user_model import Pretrained, kind_of, variant
+from prlhf.models.pretrained import Pretrained, pairs_of, variant
+from prlhf.models.user_model import kind_of
 from prlhf.params import MethodParams, ModelParams, PretrainParams, TokenParams, UserModelParams
-from prlhf.rewards.features import Examples, fit_feature_reward, save_feature_reward
+from prlhf.people.features import Examples
+from prlhf.people.files import save_reward
+from prlhf.people.hierarchical import fit_hierarchical
 from prlhf.stages.paths import BASE, PRETRAIN, PRETRAINED, REFERENCE, USERS, split_table
 from prlhf.training.dataset import PreferenceDataset
 from prlhf.training.finetune import train_soft_prompts
@@ -35,33 +36,33 @@ def run(
     trained: list[str],
 ) -> None:
     """Write `models/user_model`, the reward model in it, and `reports/pretrain.json`."""
-    train = read_parquet(split_table("train"))
-    reference = load_reference(REFERENCE)
-    table = read_parquet(USERS, ["user_id", "user_index", "seen"])
+    train, table = read_parquet(split_table("train")), read_parquet(USERS)
+    # Users with few pairs are known by them, but training sees them as the generic user.
+    trained_on = as_trained(train, table)
     users = table[table["seen"]].sort_values("user_index")["user_id"].tolist()
+    reference = load_reference(REFERENCE)
     clusters = None if user_model.clusters == "auto" else user_model.clusters
     sizes = user_model.model_dump(exclude={"max_clusters"})
-    pretrained = Pretrained(users, sizes | {"clusters": clusters or 1, "seed": seed})
+    pretrained = Pretrained(
+        users, sizes | {"clusters": clusters or 1, "seed": seed}, pairs_of(trained_on, len(users))
+    )
     report: dict[str, Any] = {"method": pretrain.method}
     fitted = None
     if pretrain.method == "reward":
-        fitted, figures = fit_feature_reward(
-            examples(train, reference),
-            examples(read_parquet(split_table("validation")), reference),
+        # Pairs between two units are of neither: then the texts are the units.
+        by_text = bool(train["unit"].isna().any())
+        fitted, figures = fit_hierarchical(
+            Examples.of(train, reference, by_text=by_text),
             len(users),
             clusters=clusters,
-            **pretrain.model_dump(include={"rank", "steps", "lr", "l2", "alpha"}),
-            **user_model.model_dump(include={"max_clusters", "generic_pull"}),
+            max_clusters=user_model.max_clusters,
+            **pretrain.model_dump(include={"dimensions", "strength", "rank", "max_pairs", "folds"}),
             seed=seed,
         )
-        pretrained.weights = fitted.weights
+        pretrained.weights, pretrained.personal = fitted.weights, fitted.personal
         assignments = dict(zip(users, fitted.assignments.tolist(), strict=True))
         report |= {**figures, "assignments": assignments}
-        accuracy = figures["accuracy"]
-        say(
-            f"pretrain_user_model: {fitted.clusters} clusters; validation accuracy "
-            f"{accuracy['personalised']:.3f} with users, {accuracy['generic']:.3f} without"
-        )
+        say(f"pretrain_user_model: {verdict(figures)}")
     elif pretrain.method == "soft_prompt":
         base = load_base(BASE, model.dtype)
         report["loss"] = {}
@@ -72,7 +73,7 @@ def run(
             start = pretrained.initial(kind, base, text=text)
             lm = PersonalizedLM(base, base.model, start, encoder)
             pairs = PreferenceDataset(
-                train, reference.logps, encoder, reference_text=tokens.reference_text
+                trained_on, reference.logps, encoder, reference_text=tokens.reference_text
             )
             name = variant(kind, text)
             report["loss"][name] = train_soft_prompts(
@@ -83,7 +84,7 @@ def run(
         pretrained.save(directory)
         if fitted is not None:
             (directory / REWARD_MODEL).mkdir()
-            save_feature_reward(
+            save_reward(
                 fitted,
                 directory / REWARD_MODEL,
                 users=users,
@@ -91,13 +92,25 @@ def run(
                 source=read_source(BASE),
                 max_prompt=tokens.max_prompt,
                 max_response=tokens.max_response,
-                about={"learned_from": "train", "accuracy": report["accuracy"]},
+                about={"learned_from": "train", "gain": report["gain"]},
             )
     write_json(PRETRAIN, report)
 
 
-def examples(table: pd.DataFrame, reference: Reference) -> Examples:
-    """The pairs of a prepared split as feature differences."""
-    return Examples(
-        reference.differences(table), torch.tensor(table["user_index"].to_numpy(copy=True))
+def verdict(figures: Mapping[str, Any]) -> str:
+    """Whether there is something to gain from knowing who chooses, in a sentence."""
+    gain = figures["gain"]
+    if gain["log_loss"]["difference"] is None:
+        return "too few choices to tell whether users differ: all are served as the generic user"
+    found, control = (
+        [f"{accuracy[key]:.3f}" for key in ("personal", "shared")]
+        for accuracy in (gain["accuracy"], gain["shuffled"]["accuracy"])
+    )
+    if gain["personal"]:
+        kinds = f"users are mixtures of {figures['clusters']} kinds"
+    else:
+        kinds = "nothing to gain from telling users apart, all are served as the generic user"
+    return (
+        f"{kinds}; {found[0]} of choices predicted with users and {found[1]} without "
+        f"(cross-validated; with users shuffled {control[0]} and {control[1]})"
     )

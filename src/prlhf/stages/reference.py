@@ -5,39 +5,54 @@ all there is of it: nobody trains it, and the card holds what this stage reads a
 model's name and the limits on its texts.
 """
 
+from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
 from prlhf.data import PROMPTED_METHOD
-from prlhf.data.reference import save_reference
 from prlhf.infra import distributed
-from prlhf.infra.io import CHECKPOINTS, discard, read_parquet, run_key
+from prlhf.infra.cache import ResultCache
+from prlhf.infra.io import read_parquet, run_key
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.personalized import PersonalizedLM
-from prlhf.params import ModelParams, TokenParams
+from prlhf.params import ModelParams, ReferenceParams, TokenParams
 from prlhf.reference import reference_pass
 from prlhf.stages.paths import BASE, REFERENCE, method_directory, split_table
 
-PARAMS: Final = ("model", "tokens")
+PARAMS: Final = ("model", "tokens", "reference")
 
 TABLES: Final = tuple(split_table(split) for split in ("train", "validation", "test", "unseen"))
 COLUMNS: Final = ("prompt", "chosen", "rejected", "user_text")
 
+CACHE: Final = Path(".cache/reference")
+LIMIT: Final = 32 * 2**30
+"""Bytes that the cache may hold: four million texts on a model of width 4096."""
 
-def run(*, model: ModelParams, tokens: TokenParams) -> None:
+
+def run(*, model: ModelParams, tokens: TokenParams, reference: ReferenceParams) -> None:
     """Write `data/reference` and `models/prompted`."""
-    settings = {"reference": True, "model": model.model_dump(), "tokens": tokens.model_dump()}
-    key = run_key(settings, [BASE, *TABLES])
-    distributed.require_agreement(key)
     tables = [read_parquet(table, COLUMNS) for table in TABLES]
     base = load_base(BASE, model.dtype)
+    settings = {
+        "limits": tokens.model_dump(exclude={"reference_text"}),
+        "computed": [model.dtype, str(base.model.dtype), base.device.type],
+        "versions": [version(name) for name in ("torch", "transformers", "tokenizers")],
+    }
+    of = run_key(settings, [BASE])
+    distributed.require_agreement(
+        run_key({"of": of, "tokens": tokens, "reference": reference}, TABLES)
+    )
     lm = PersonalizedLM.reference(base, Encoder.from_params(base.tokenizer, tokens))
     reading = Encoder.from_params(base.tokenizer, tokens, text=True)
-    parts = CHECKPOINTS / f"reference-{key}"
-    reference = reference_pass(lm, tables, reading if tokens.reference_text else None, parts=parts)
     with distributed.output(REFERENCE) as directory:
-        save_reference(reference, directory)
+        reference_pass(
+            lm,
+            tables,
+            directory,
+            reading if tokens.reference_text else None,
+            features=reference.features,
+            cache=ResultCache(CACHE, LIMIT, of),
+        )
     prompted = PersonalizedLM.reference(base, reading, {"method": PROMPTED_METHOD})
     with distributed.output(method_directory(PROMPTED_METHOD)) as directory:
         prompted.save_pretrained(directory)
-    if distributed.is_main():
-        discard(parts)

@@ -25,6 +25,7 @@ def run() -> None:
         lengths=_read_csv(paths.PLOTS / "lengths.csv"),
         embeddings=_read_csv(paths.PLOTS / "embeddings.csv"),
         curves={path.stem: _read_csv(path) for path in sorted(paths.CURVES.glob("*.csv"))},
+        accounts={path.stem: read_json(path) for path in sorted(paths.CURVES.glob("*.json"))},
         validation=read_json(paths.VALIDATION) if paths.VALIDATION.exists() else None,
         pretrain=read_json(paths.PRETRAIN) if paths.PRETRAIN.exists() else None,
         params=_read_yaml(paths.PARAMETERS),

@@ -42,6 +42,7 @@ def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
                 unseen[unseen["prompt_split"] == "test"],
                 load_reference(REFERENCE).logps,
                 name,
+                validation=read_parquet(split_table("validation")),
                 # `prompted` is the base model with the text; its reference is the one without.
                 reference_text=tokens.reference_text and name != PROMPTED_METHOD,
             )
@@ -56,4 +57,5 @@ def run(*, model: ModelParams, tokens: TokenParams, name: str) -> None:
         generated = read_parquet(GENERATED / f"{name}.parquet")
         scores, features = score_generations(reference, generated, name)
         write_parquet(directory / "generations.parquet", scores)
-        save_file({"features": features}, str(directory / "features.safetensors"))
+        if features is not None:
+            save_file({"features": features}, str(directory / "features.safetensors"))

@@ -2,17 +2,26 @@
 
 from typing import Final
 
-from prlhf.data import require_user_texts
+from prlhf.data import as_trained, require_user_texts
 from prlhf.infra import distributed
-from prlhf.infra.io import CHECKPOINTS, discard, read_parquet, run_key, write_text
+from prlhf.infra.io import checkpoint_directory, discard, read_parquet, run_key, write_text
 from prlhf.models.base import Encoder, load_base
-from prlhf.models.user_model import load_pretrained
+from prlhf.models.model_card import describe_data, validation_figures, write_model_card
+from prlhf.models.pretrained import load_pretrained, pairs_of
 from prlhf.params import MethodParams, ModelParams, OptimizerParams, RewardTrainParams, TokenParams
 from prlhf.rewards.lm import PersonalizedRewardModel
 from prlhf.rewards.training import RewardTrainer, divide
-from prlhf.stages.paths import BASE, PRETRAINED, REWARD_REPORTS, reward_model_directory, split_table
+from prlhf.stages.paths import (
+    BASE,
+    PREPARED,
+    PRETRAINED,
+    REWARD_REPORTS,
+    USERS,
+    reward_model_directory,
+    split_table,
+)
 from prlhf.training.dataset import PreferenceDataset
-from prlhf.training.finetune import build_model, fit
+from prlhf.training.finetune import account, build_model, fit
 
 PARAMS: Final = ("seed", "model", "tokens", "train_reward_model", "optimizer", "methods.*")
 
@@ -37,12 +46,13 @@ def run(
     """
     train = train_reward_model
     settings = {"model": model, "tokens": tokens, "reward_model": train, "optimizer": optimizer}
-    inputs = [BASE, *map(split_table, SPLITS), PRETRAINED]
+    inputs = [BASE, *map(split_table, SPLITS), USERS, PRETRAINED]
     key = run_key({"seed": seed, "method": method, **settings}, inputs)
     distributed.require_agreement(key)
-    checkpoints = CHECKPOINTS / f"reward_{name}-{key}"
+    checkpoints = checkpoint_directory(f"reward_{name}", key)
 
     tables = {split: read_parquet(split_table(split)) for split in SPLITS}
+    tables["train"] = as_trained(tables["train"], read_parquet(USERS))
     data = divide(tables, train.pairs)
     if method.text:
         require_user_texts(data.learned["user_text"], f"params.yaml: methods.{name}.text")
@@ -52,12 +62,19 @@ def run(
     pretrained = load_pretrained(PRETRAINED)
     if data.users is not None:
         # Pretraining learned from the training pairs.
-        pretrained = pretrained.untrained(data.users)
-    about = {"reward_model": name, "learned_from": train.pairs, "objective": {"alpha": train.alpha}}
+        pretrained = pretrained.untrained(data.users, pairs_of(data.learned, len(data.users)))
+    about = {
+        "reward_model": name,
+        "learned_from": train.pairs,
+        "seed": seed,
+        "objective": {"alpha": train.alpha},
+        "optimizer": optimizer.model_dump(),
+        "data": describe_data(PREPARED, SPLITS, data.learned),
+    }
     user_model = pretrained.initial(method.kind, base, text=method.text)
     lm = build_model(base, user_model, encoder, optimizer.lora, seed=seed, about=about)
     reward_model = PersonalizedRewardModel(lm)
-    curves = fit(
+    trained = fit(
         RewardTrainer,
         reward_model,
         train,
@@ -70,9 +87,13 @@ def run(
         seed=seed,
         label=f"train_reward_model {name}",
     )
+    lm.about["training"] = account([trained])
+    lm.about["validation"] = validation_figures([(trained.curves, trained.kept_step)])
     with distributed.output(reward_model_directory(name)) as directory:
         reward_model.save_pretrained(directory)
+        if distributed.is_main():
+            write_model_card(directory)
     if distributed.is_main():
         path = REWARD_REPORTS / f"{name}.csv"
-        write_text(path, curves.to_csv(index=False, lineterminator="\n"))
+        write_text(path, trained.curves.to_csv(index=False, lineterminator="\n"))
         discard(checkpoints)

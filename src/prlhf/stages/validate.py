@@ -12,10 +12,10 @@ from prlhf.params import SplitParams, ValidateParams
 from prlhf.stages.paths import DATA_DOCS, DIAGNOSIS, INGESTED, PREPARED, VALIDATION
 from prlhf.validation.prepare import ValidationResult, explain, prepare
 
-PARAMS: Final = ("seed", "validate", "split")
+PARAMS: Final = ("seed", "data.label_noise", "validate", "split")
 
 
-def run(*, seed: int, rules: ValidateParams, split: SplitParams) -> None:
+def run(*, seed: int, label_noise: float, rules: ValidateParams, split: SplitParams) -> None:
     """Write `data/prepared/`, `reports/validation.json` and `reports/data_docs/`.
 
     Nothing is replaced before everything is written. Data that are refused replace nothing; what
@@ -31,6 +31,7 @@ def run(*, seed: int, rules: ValidateParams, split: SplitParams) -> None:
         seed=seed,
         rules=rules,
         shares=split,
+        label_noise=label_noise,
     )
     if result.prepared is None:
         assert result.error is not None

@@ -85,6 +85,33 @@ class MarkComplete(TrainerCallback):
             (path / COMPLETE).touch()
 
 
+class AfterValidation(TrainerCallback):
+    """Keeps the weights of each validation, and ends the training when they stop getting better.
+
+    All that it goes by is in the Trainer's log, so that a resumed run ends where it would have.
+
+    Args:
+        patience: validations without a lower loss that end the training; None for none.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_save = True
+        if self.ends(state):
+            control.should_training_stop = True
+
+    def ends(self, state: TrainerState) -> bool:
+        """Whether training is over."""
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if self.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.patience
+
+
 def last_complete(directory: Path) -> Path | None:
     """The newest complete checkpoint, if any; incomplete ones are deleted."""
     best: tuple[int, Path] | None = None

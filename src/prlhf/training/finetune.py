@@ -1,8 +1,8 @@
 """From preference pairs to a trained model: the training runs of the stages."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -10,24 +10,71 @@ from typing import Any, cast
 import pandas as pd
 import torch
 from peft import PeftModel
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from prlhf.infra import distributed
 from prlhf.infra.progress import Progress, say
+from prlhf.infra.tracking import run_name, tracking_callbacks
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.lora import adapter_path, add_lora, load_adapters, save_adapters
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import GroupUserModel, UserModel
 from prlhf.params import LoraParams, OptimizerParams, PretrainParams, RewardTrainParams, TrainParams
 from prlhf.training.attention import kernels
-from prlhf.training.callbacks import MarkComplete, ShowProgress, last_complete, training_curves
+from prlhf.training.callbacks import (
+    AfterValidation,
+    MarkComplete,
+    ShowProgress,
+    last_complete,
+    training_curves,
+)
 from prlhf.training.dataset import PreferenceCollator, PreferenceExample, of_users
 from prlhf.training.losses import pdpo_loss
 from prlhf.training.optim import build_optimizer, clip_gradients
+from prlhf.training.plan import Coverage, Plan, coverage, doubts, make_plan, watched_pairs
 from prlhf.training.trainer import PreferenceModel, PreferenceTrainer, conditions
 
 Pairs = Mapping[str, Sequence[PreferenceExample]]
 """`train`: what to learn from; `validation`: what to watch a sample of."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run was.
+
+    Attributes:
+        curves: the training curves.
+        plan: what it was to do.
+        steps: what it did; fewer where it stopped early.
+        kept_step: the step after which the weights were as they are kept.
+        seen: what was seen until then.
+    """
+
+    curves: pd.DataFrame
+    plan: Plan
+    steps: int
+    kept_step: int
+    seen: Coverage
+
+
+def account(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the runs behind one model did, for a report: each, and the data that all have seen."""
+    seen = [run.seen for run in runs]
+    return {
+        "pairs": {
+            "all": sum(one.all_pairs for one in seen),
+            "seen": sum(one.seen_pairs for one in seen),
+        },
+        "users": {
+            "all": sum(one.all_users for one in seen),
+            "seen": sum(one.seen_users for one in seen),
+        },
+        "runs": [
+            {"plan": asdict(run.plan), "steps": run.steps, "kept_step": run.kept_step}
+            for run in runs
+        ],
+    }
 
 
 def build_model(
@@ -50,7 +97,8 @@ def build_model(
     Raises:
         UserError: the model has no layers of these names.
     """
-    lm = add_lora(base.model, lora, base_name=str(base.source.get("name", "base")), seed=seed)
+    name = base.source.get("hub_id") or base.source.get("name", "base")
+    lm = add_lora(base.model, lora, base_name=str(name), seed=seed)
     return PersonalizedLM(base, lm, user_model, encoder, about)
 
 
@@ -64,12 +112,13 @@ def fit(
     checkpoints: Path,
     seed: int,
     label: str,
-) -> pd.DataFrame:
+) -> Run:
     """Train a model in place, resuming from the newest complete checkpoint if there is one.
 
     Args:
         trainer_class: the trainer for this kind of model.
-        model: on a LoRA-wrapped language model.
+        model: on a LoRA-wrapped language model; at its end it has the weights that `optimizer.keep`
+            names.
         objective: what to minimise.
         optimizer: how to minimise it.
         pairs: see `Pairs`.
@@ -77,33 +126,46 @@ def fit(
         seed: seed of data order and dropout.
         label: shown with the progress.
 
-    Returns:
-        The training curves.
+    Raises:
+        UserError: see `make_plan` and `tracking_callbacks`.
     """
     set_seed(seed)
     # The Trainer warns about things that are intended here (own optimiser, no label columns).
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     checkpoints.mkdir(parents=True, exist_ok=True)
+    plan = make_plan(optimizer, pairs=len(pairs["train"]), width=model.user_model.dim)
+    watched = watched_pairs(pairs["validation"], plan.eval_pairs, seed)
     show = ShowProgress(label)
+    after_validation = AfterValidation(optimizer.patience)
+    trackers = tracking_callbacks(run_name(checkpoints)) if distributed.is_main() else []
     trainer = trainer_class(
         model,
         objective,
         optimizer,
         arguments=training_arguments(
-            optimizer, checkpoints, seed, model.device, pairs=len(pairs["train"])
+            optimizer, plan, checkpoints, seed, model.device, watch=bool(watched)
         ),
         train_pairs=pairs["train"],
-        eval_pairs=sample_pairs(pairs["validation"], optimizer.eval_pairs, seed),
-        callbacks=[show, MarkComplete()],
+        eval_pairs=watched,
+        callbacks=[show, after_validation, MarkComplete(), *trackers],
     )
+    sampler = trainer.sampler()
+    if doubt := doubts(optimizer, plan, coverage(sampler, plan.steps, plan.batch_size)):
+        say(f"{label}: warning: {doubt}")
     with kernels(trainer.lm, optimizer, label=label):
         resume = distributed.broadcast(
             last_complete(checkpoints) if distributed.is_main() else None
         )
+        state = None
         if resume is not None:
             say(f"{label}: resuming from step {resume.name.rpartition('-')[2]}")
+            state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
         try:
-            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            if state is not None and after_validation.ends(state):
+                trainer.state = state
+                trainer.load_model(cast(Path, resume))
+            else:
+                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         except KeyboardInterrupt:
             kept = last_complete(checkpoints) if distributed.is_main() else None
             if kept is not None:
@@ -112,46 +174,76 @@ def fit(
             raise
         finally:
             show.close()
-    return training_curves(trainer.state.log_history)
+        steps = kept_step = trainer.state.global_step
+        best = trainer.state.best_model_checkpoint
+        if optimizer.keep == "best" and best is not None:
+            kept_step = int(Path(best).name.rpartition("-")[2])
+            trainer.load_model(Path(best))
+    if kept_step < plan.steps:
+        early = f", stopped after {steps} of {plan.steps}" if steps < plan.steps else ""
+        say(f"{label}: kept as after step {kept_step}{early}")
+    seen = coverage(sampler, kept_step, plan.batch_size)
+    return Run(training_curves(trainer.state.log_history), plan, steps, kept_step, seen)
+
+
+class OneDevice(TrainingArguments):
+    """Arguments for a process that computes on one device, however many it sees.
+
+    On several, the Trainer would wrap the model in `DataParallel`.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
 
 
 def training_arguments(
-    optimizer: OptimizerParams, output: Path, seed: int, device: torch.device, *, pairs: int
+    optimizer: OptimizerParams,
+    plan: Plan,
+    output: Path,
+    seed: int,
+    device: torch.device,
+    *,
+    watch: bool = True,
 ) -> TrainingArguments:
     """Hugging Face's arguments; one device batch is a micro-batch of pairs.
 
     Args:
         optimizer: how to optimise.
+        plan: its numbers for this run.
         output: directory of the checkpoints.
         seed: seed of data order and dropout.
         device: where to compute.
-        pairs: how many there are to learn from.
+        watch: whether there are pairs to validate on.
     """
     cuda = device.type == "cuda"
     schedule: str = optimizer.schedule
     if schedule == "constant" and optimizer.warmup_ratio > 0:
         schedule = "constant_with_warmup"
-    return TrainingArguments(
+    return OneDevice(
         output_dir=str(output),
-        per_device_train_batch_size=optimizer.micro_batch_size,
-        per_device_eval_batch_size=optimizer.micro_batch_size,
+        per_device_train_batch_size=plan.micro_batch_size,
+        per_device_eval_batch_size=plan.micro_batch_size,
         gradient_accumulation_steps=(
-            optimizer.batch_size // (optimizer.micro_batch_size * distributed.world_size())
+            plan.batch_size // (plan.micro_batch_size * distributed.world_size())
         ),
         num_train_epochs=optimizer.epochs,
-        max_steps=steps(optimizer, pairs),
-        learning_rate=optimizer.lora_lr,
+        max_steps=plan.steps,
+        learning_rate=plan.lora_lr,
         weight_decay=optimizer.weight_decay,
         warmup_steps=optimizer.warmup_ratio,
         lr_scheduler_type=schedule,
         max_grad_norm=optimizer.max_grad_norm,
-        logging_steps=5,
+        logging_steps=max(5, plan.steps // 200),
         logging_first_step=True,
-        eval_strategy="steps",
-        eval_steps=optimizer.eval_every,
+        eval_strategy="steps" if watch else "no",
+        eval_steps=plan.eval_every,
+        # Not `load_best_model_at_end`, which would load as PEFT does, and save at validations only.
+        metric_for_best_model="loss" if watch else None,
         save_strategy="steps",
-        save_steps=optimizer.checkpoint_every,
-        save_total_limit=2,
+        save_steps=plan.checkpoint_every,
+        # The best, the newest, and the one before while that is not complete yet.
+        save_total_limit=3,
         seed=seed,
         data_seed=seed,
         use_cpu=device.type == "cpu",
@@ -173,26 +265,6 @@ def training_arguments(
     )
 
 
-def steps(optimizer: OptimizerParams, pairs: int) -> int:
-    """Optimiser steps: what `epochs` gives, `max_steps` at most.
-
-    Hugging Face's own `max_steps` would go on with a further epoch.
-    """
-    full = math.ceil(optimizer.epochs * math.ceil(pairs / optimizer.batch_size))
-    return full if optimizer.max_steps is None else min(full, optimizer.max_steps)
-
-
-def sample_pairs(
-    pairs: Sequence[PreferenceExample], count: int, seed: int
-) -> list[PreferenceExample]:
-    """A fixed random sample of pairs, in their own order."""
-    if len(pairs) <= count:
-        return list(pairs)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(pairs), generator=generator)[:count].sort().values
-    return [pairs[int(i)] for i in chosen]
-
-
 # -- known groups --------------------------------------------------------------------------------
 
 
@@ -209,10 +281,10 @@ def train_groups(
     users: GroupUserModel,
     pairs: Pairs,
     *,
-    fresh: Callable[[], PersonalizedLM],
-    train: Callable[[PersonalizedLM, Pairs, str, str], pd.DataFrame],
+    fresh: Callable[[str], PersonalizedLM],
+    train: Callable[[PersonalizedLM, Pairs, str, str], Run],
     directory: Path,
-) -> tuple[PersonalizedLM, pd.DataFrame]:
+) -> tuple[PersonalizedLM, list[Run]]:
     """Train an adapter on each known group's own pairs, as plain DPO would, one after the other.
 
     Each is trained for all epochs of its group's pairs, `optimizer.max_steps` steps at most. Where
@@ -221,26 +293,25 @@ def train_groups(
     Args:
         users: the group of each user.
         pairs: see `Pairs`.
-        fresh: makes the base model with a new adapter and no user tokens.
+        fresh: makes the base model with an adapter for a group of this name and no user tokens.
         train: trains such a model in place on pairs, given the adapter's and the group's name, too.
-            Returns the training curves.
         directory: an existing one, which gets the adapters.
 
     Returns:
-        The model with all adapters, and the mean of the groups' curves.
+        The model with all adapters, and the groups' runs.
     """
-    parts = []
+    runs = []
     for name, group in zip(users.adapters, users.groups, strict=True):
-        lm = fresh()
+        lm = fresh(group)
         member = partial(_is_served_by, users, name)
         theirs = {split: of_users(listed, member) for split, listed in pairs.items()}
-        parts.append(train(lm, theirs, name, group))
+        runs.append(train(lm, theirs, name, group))
         wrapped = cast(PeftModel, lm.lm)
         save_adapters(wrapped, adapter_path(directory, name))
         # The next group starts from the base model itself.
         wrapped.unload()
     adapters = load_adapters(lm.base.model, directory, users.adapters)
-    return PersonalizedLM(lm.base, adapters, users, lm.encoder, lm.about), mean_curves(parts)
+    return PersonalizedLM(lm.base, adapters, users, lm.encoder, lm.about), runs
 
 
 def _is_served_by(users: GroupUserModel, adapter: str, user: int) -> bool:
@@ -248,7 +319,9 @@ def _is_served_by(users: GroupUserModel, adapter: str, user: int) -> bool:
 
 
 def mean_curves(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Curves averaged step by step, over those that have this step."""
+    """Curves averaged step by step, over those that have this step; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
     together = pd.concat(parts, ignore_index=True)
     mean = together.groupby(["step", "split"], as_index=False, sort=False).mean()
     return mean.sort_values(["step", "split"], ignore_index=True)[list(together.columns)]
@@ -278,21 +351,23 @@ def train_soft_prompts(
         The mean loss of every step.
     """
     train = TrainParams(
-        alpha=pretrain.alpha,
+        alpha=pretrain.soft_prompt_alpha,
         beta=pretrain.soft_prompt_beta,
         loss="sigmoid",
         label_smoothing=0.0,
         nll_coef=0.0,
         dpop_coef=0.0,
+        trust_pairs=None,
+        start_from="models/base",
     )
     lm.lm.requires_grad_(False)
     users = lm.user_model.train().requires_grad_(True)
     optimizer = build_optimizer(
-        lora=[],
-        user_dense=users.dense_parameters(),
-        user_tables=users.sparse_parameters(),
-        lora_lr=pretrain.soft_prompt_lr,
-        user_lr=pretrain.soft_prompt_lr,
+        [],
+        users,
+        lora_lr=0.0,
+        user_lr=pretrain.soft_prompt_lr * lm.base.embedding_std,
+        weights_lr=pretrain.soft_prompt_lr,
         weight_decay=0.0,
     )
     collate = PreferenceCollator(lm.pack, *conditions(lm, train.alpha))

@@ -31,12 +31,12 @@ from prlhf.training.dataset import (
     PreferenceBatch,
     PreferenceCollator,
     PreferenceExample,
-    PreferenceSampler,
-    VisitedExamples,
     lengths_of,
+    users_of,
 )
 from prlhf.training.losses import PairLosses, pdpo_loss
 from prlhf.training.optim import build_optimizer, clip_gradients
+from prlhf.training.order import PreferenceSampler, VisitedExamples
 
 MEANS: Final = "running_means.pt"
 
@@ -62,9 +62,10 @@ class PreferenceModel(Protocol):
 def conditions(model: PreferenceModel, alpha: float) -> tuple[bool, bool]:
     """Which of (own user, generic user) have to be computed.
 
-    Without user tokens both conditions are the same computation, so that one is enough.
+    Where all users have the same tokens, or none, both conditions are the same computation, so that
+    one is enough.
     """
-    if model.user_model.tokens == 0:
+    if model.user_model.tokens == 0 or not model.user_model.tells_apart:
         return False, True
     return alpha > 0, alpha < 1
 
@@ -79,8 +80,9 @@ class PreferenceTrainer(Trainer, ABC):
     Args:
         model: adapter and user model trainable, the base model frozen.
         objective: what is minimised; a term to which its `alpha` gives no weight is not computed.
-        settings: how it is minimised.
-        arguments: Hugging Face training arguments; a device batch is counted in pairs.
+        settings: how it is minimised, as far as `arguments` do not say it.
+        arguments: Hugging Face training arguments; a device batch is counted in pairs, and the
+            learning rate is the adapter's.
         train_pairs, eval_pairs: what to learn from, and a fixed sample to watch.
         callbacks: called as by `Trainer`, whose own printing and progress bars are switched off.
     """
@@ -128,19 +130,24 @@ class PreferenceTrainer(Trainer, ABC):
 
     # -- data ------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PreferenceSampler:
+    def sampler(self) -> PreferenceSampler:
+        """The order in which the training pairs are visited."""
         pairs = cast(VisitedExamples, self.train_dataset).examples
         seed, size = self.args.data_seed, self.args.train_batch_size
         return PreferenceSampler(
-            len(pairs),
+            users_of(pairs),
             seed=self.args.seed if seed is None else seed,
             # Asked at the start of an epoch, or in the middle of one when a run is resumed.
             epoch=lambda: int(self.state.epoch or 0),
+            balance=self.settings.user_balance,
             alpha=self.drawn_with,
             lengths=lengths_of(pairs) if self.settings.length_bucketing else None,
             batch=size,
             whole=size * self.args.world_size if self.args.world_size > 1 else 1,
         )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PreferenceSampler:
+        return self.sampler()
 
     # -- loss ------------------------------------------------------------------------------------
 
@@ -256,13 +263,12 @@ class PreferenceTrainer(Trainer, ABC):
         if self.optimizer is None:
             users = self.lm.user_model
             theirs = {id(p) for p in users.parameters()}
-            others = (p for p in self.model.parameters() if id(p) not in theirs)
             self.optimizer = build_optimizer(
-                lora=[p for p in others if p.requires_grad],
-                user_dense=[p for p in users.dense_parameters() if p.requires_grad],
-                user_tables=[p for p in users.sparse_parameters() if p.requires_grad],
-                lora_lr=self.settings.lora_lr,
-                user_lr=self.settings.user_lr,
+                [p for p in self.model.parameters() if id(p) not in theirs],
+                users,
+                lora_lr=self.args.learning_rate,
+                user_lr=self.settings.user_lr * self.lm.base.embedding_std,
+                weights_lr=self.settings.weights_lr,
                 weight_decay=self.args.weight_decay,
             )
         return self.optimizer

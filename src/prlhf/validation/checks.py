@@ -1,7 +1,7 @@
 """What the data must meet: the Great Expectations suites of the validation stage.
 
-Faults of the ingested rows and of their users are quarantined; faults of what is left, and of the
-prepared pairs, prompts and users, stop the pipeline.
+Faults of the ingested rows are quarantined; faults of what is left, and of the prepared pairs,
+units and users, stop the pipeline.
 """
 
 # The library re-exports its expectations without marking them as exported.
@@ -13,7 +13,7 @@ from typing import Final
 import great_expectations.expectations as gxe
 
 from prlhf.data import PAIR_COLUMNS, SPLITS, USER_COLUMNS
-from prlhf.params import ValidateParams
+from prlhf.params import SplitParams, ValidateParams
 from prlhf.validation.suite import Check, ExpectColumnPairValuesToBeDistinct
 
 ROW_FAULTS: Final = (
@@ -27,9 +27,6 @@ ROW_FAULTS: Final = (
     "bad_weight",
 )
 """Faults that a row shows by itself, in order of precedence."""
-
-TOO_FEW_PAIRS: Final = "too_few_pairs"
-"""The fault of a user, and so of all of this user's rows."""
 
 
 def row_checks(rules: ValidateParams) -> list[Check]:
@@ -65,12 +62,6 @@ def row_checks(rules: ValidateParams) -> list[Check]:
     return [Check(name, expectation, "quarantine") for name, expectation in expectations]
 
 
-def user_checks(rules: ValidateParams) -> list[Check]:
-    """Checks of the usable rows' users: `user_id`, `pairs`."""
-    enough = gxe.ExpectColumnValuesToBeBetween(column="pairs", min_value=rules.min_pairs_per_user)
-    return [Check(TOO_FEW_PAIRS, enough, "quarantine")]
-
-
 def quarantine_checks(rules: ValidateParams, problem: str) -> list[Check]:
     """Checks of how much was quarantined: a row for each ingested one, `quarantined` 0 or 1.
 
@@ -96,8 +87,9 @@ def usable_user_checks(rules: ValidateParams) -> list[Check]:
     ]
 
 
-def prepared_checks(rules: ValidateParams) -> list[Check]:
+def prepared_checks(rules: ValidateParams, shares: SplitParams) -> list[Check]:
     """Checks of all prepared pairs, with `chosen_longer` (1, 0, or 0.5 on a tie)."""
+    sides = ["prompt_split", "split"] + ["unit"] * (shares.by != "response")
     texts = ("pair_id", "prompt_id", "user_id", "prompt", "chosen", "rejected")
     types = dict.fromkeys(texts, "str") | {
         "user_index": "int64",
@@ -124,7 +116,7 @@ def prepared_checks(rules: ValidateParams) -> list[Check]:
                 gxe.ExpectColumnValuesToNotBeNull(column=name),
                 message=f'{{unexpected}} values are missing in column "{name}"',
             )
-            for name in (*types, "prompt_split", "split")
+            for name in (*types, *sides)
         ),
         *(
             Check(
@@ -170,13 +162,14 @@ def prepared_checks(rules: ValidateParams) -> list[Check]:
     ]
 
 
-def prompt_checks() -> list[Check]:
-    """Checks of the distinct `prompt_id`, `prompt_split`: no prompt is on two sides."""
+def unit_checks(shares: SplitParams) -> list[Check]:
+    """Checks of the distinct `unit`, `side`: nothing that must stay together is on two sides."""
+    what = "responses" if shares.by == "response" else "prompts or units"
     return [
         Check(
-            "no_prompt_leakage",
-            gxe.ExpectColumnValuesToBeUnique(column="prompt_id"),
-            message="{unexpected} prompts are on more than one side of the split",
+            "no_leakage",
+            gxe.ExpectColumnValuesToBeUnique(column="unit"),
+            message=f"{{unexpected}} {what} are on more than one side of the split",
         )
     ]
 

@@ -6,58 +6,30 @@ the result decide whether the pipeline may go on.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prlhf.data import (
-    GENERIC,
-    PAIR_COLUMNS,
-    SPLIT_COLUMNS,
-    SPLITS,
-    USER_COLUMNS,
-    agreement,
-    index_users,
-)
-from prlhf.data.ids import content_hashes, shuffled
-from prlhf.data.prompts import PIECE, prompt_lengths
+from prlhf.data import SPLIT_COLUMNS, SPLITS, agreement
+from prlhf.data.ids import content_hash, content_hashes
+from prlhf.data.prompts import PIECE, openings, prompt_lengths
 from prlhf.infra.errors import UserError
 from prlhf.params import SplitParams, ValidateParams
 from prlhf.validation import checks
+from prlhf.validation.splits import Prepared, split
 from prlhf.validation.suite import Validator
 
-REASONS: Final = (*checks.ROW_FAULTS, "contradiction", "duplicate", checks.TOO_FEW_PAIRS)
+SPANS_SIDES: Final = "spans_sides"
+"""The reason of a pair whose two responses are on different sides: no fault of the data."""
+
+REASONS: Final = (*checks.ROW_FAULTS, "contradiction", "duplicate", SPANS_SIDES)
 """Why a row is quarantined; a row with several faults has the first."""
 
-NAMED: Final = 5
-"""How many users a note names."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Pairs ready for training and evaluation.
-
-    Attributes:
-        pairs: All of them, in source order: `data.PAIR_COLUMNS`, `prompt_split` (the side of
-            the prompt) and `split` (the same, or "unseen" for an unseen user's pair).
-        users: `data.USER_COLUMNS`, one row each, sorted by `user_id`.
-        notes: What a reader of the results should know about the split.
-    """
-
-    pairs: pd.DataFrame
-    users: pd.DataFrame
-    notes: list[str] = field(default_factory=list)
-
-    def part(self, name: str) -> pd.DataFrame:
-        """The table of one split: train, validation, test or unseen."""
-        found = self.pairs[self.pairs["split"] == name].reset_index(drop=True)
-        extra = ["prompt_split"] if name == "unseen" else []
-        return found[[*PAIR_COLUMNS, *extra]]
+_JUDGED: Final = ("user_id", "prompt", "chosen", "rejected")
+_IDS: Final = ("prompt_id", "opening_id", "pair_id", "unordered_id", "prompt_chars")
 
 
 @dataclass(frozen=True)
@@ -66,7 +38,7 @@ class ValidationResult:
 
     Attributes:
         prepared: The splits; None if the pipeline has to stop.
-        quarantine: The faulty rows as they were ingested, with a `reason`.
+        quarantine: The rows that are in no split, as they were ingested, with a `reason`.
         summary: Counts and findings, the content of `validation.json`.
         warnings: What the user should know, though the pipeline goes on.
         error: Why the pipeline has to stop; None if it may go on.
@@ -82,7 +54,13 @@ class ValidationResult:
 
 
 def prepare(
-    rows: pd.DataFrame, *, name: str, seed: int, rules: ValidateParams, shares: SplitParams
+    rows: pd.DataFrame,
+    *,
+    name: str,
+    seed: int,
+    rules: ValidateParams,
+    shares: SplitParams,
+    label_noise: float,
 ) -> ValidationResult:
     """Validate ingested rows and split the usable ones.
 
@@ -95,6 +73,7 @@ def prepare(
         seed: The run's seed.
         rules: The `validate` section.
         shares: The `split` section.
+        label_noise: Probability that the label of a training or validation pair is turned.
 
     Raises:
         RuntimeError: A check crashed, which is a fault of this program.
@@ -103,31 +82,37 @@ def prepare(
     validator = Validator()
     reasons = _reasons(rows, validator, rules)
     faulty = reasons.notna()
-    quarantine = rows[faulty].drop(columns=["prompt_id", "pair_id", "unordered_id", "prompt_chars"])
-    quarantine = quarantine.assign(reason=reasons[faulty]).reset_index(drop=True)
+    quarantine = _set_aside(rows[faulty], reasons[faulty])
     usable = rows[~faulty].reset_index(drop=True)
     del rows  # With many texts, the largest thing in memory.
-    found = reasons.value_counts()
-    counts = {reason: int(found.get(reason, 0)) for reason in REASONS}
+    counts = _counts(reasons)
 
     problem = f"{int(faulty.sum())} of {len(faulty)} rows are unusable: {explain(counts)}"
     frame = faulty.astype("float64").to_frame("quarantined")
     validator.run("quarantine", frame, checks.quarantine_checks(rules, problem))
-    users = usable[["user_id"]].drop_duplicates(ignore_index=True)
+    pairs = usable["user_id"].value_counts(sort=False).rename("pairs").reset_index()
+    users = pairs[pairs["pairs"] >= rules.min_pairs_per_user].reset_index(drop=True)
     validator.run("usable_users", users, checks.usable_user_checks(rules))
     prepared, error = None, _stop(validator, name)
     if error is None:
         try:
-            prepared = split(usable, seed=seed, shares=shares)
+            prepared = split(usable, seed=seed, shares=shares, min_pairs=rules.min_pairs_per_user)
         except UserError as raised:
             error = raised
         else:
-            _check_prepared(validator, prepared, usable, rules)
+            spanning = usable.drop(prepared.pairs.index)
+            reason = pd.Series(SPANS_SIDES, spanning.index, dtype="str")
+            counts = _counts(pd.concat([reasons, reason]))
+            quarantine = pd.concat([quarantine, _set_aside(spanning, reason)], ignore_index=True)
+            flipped = flip_labels(prepared.pairs, seed=seed, probability=label_noise)
+            prepared = replace(prepared, pairs=flipped)
+            _check_prepared(validator, prepared, usable["unordered_id"], rules, shares)
             error = _stop(validator, name)
     warnings = [*(prepared.notes if prepared else []), *validator.failures("warn")]
+    rows_left = len(reasons) - len(quarantine)
     summary = {
         "success": error is None,
-        "rows": {"ingested": len(reasons), "usable": len(usable), "quarantined": len(quarantine)},
+        "rows": {"ingested": len(reasons), "usable": rows_left, "quarantined": len(quarantine)},
         "quarantined": counts,
         **(_describe(prepared) if prepared else {}),
         "warnings": warnings,
@@ -138,30 +123,66 @@ def prepare(
     )
 
 
+def flip_labels(pairs: pd.DataFrame, *, seed: int, probability: float) -> pd.DataFrame:
+    """Swap chosen and rejected of training and validation pairs, each with this probability.
+
+    Whether a pair is swapped depends on its content and the seed, not on its place: it is the same
+    in a sample and in the whole. Test pairs keep their labels, as what is measured must be true.
+
+    Args:
+        pairs: Prepared pairs with `prompt_split`.
+        seed: The run's seed.
+        probability: From 0 to below 0.5.
+    """
+    if not probability:
+        return pairs
+    draws = pairs["pair_id"].map(lambda name: int(content_hash(str(seed), "label_noise", name), 16))
+    flipped = (draws / 2.0**64 < probability) & (pairs["prompt_split"] != "test")
+    swapped = pairs.assign(
+        chosen=pairs["chosen"].mask(flipped, pairs["rejected"]),
+        rejected=pairs["rejected"].mask(flipped, pairs["chosen"]),
+    )
+    return swapped.assign(pair_id=_pair_ids(swapped[list(_JUDGED)])["pair_id"])
+
+
 def explain(counts: dict[str, int]) -> str:
     """Counts of quarantined rows in words, most frequent first."""
     found = sorted(((count, reason) for reason, count in counts.items() if count), reverse=True)
     return ", ".join(f"{count} {reason}" for count, reason in found) or "none"
 
 
-def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with `prompt_id`, `prompt_chars`, `pair_id`, `unordered_id`; missing where unknown.
+def _counts(reasons: pd.Series[str]) -> dict[str, int]:
+    found = reasons.value_counts()
+    return {reason: int(found.get(reason, 0)) for reason in REASONS}
 
+
+def _set_aside(rows: pd.DataFrame, reasons: pd.Series[str]) -> pd.DataFrame:
+    return rows.drop(columns=list(_IDS)).assign(reason=reasons).reset_index(drop=True)
+
+
+def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with the columns `_IDS`, missing where unknown.
+
+    `opening_id` is that of the prompt's opening, the same for all turns of a dialogue;
     `unordered_id` is the same for both verdicts on a pair by one user.
     """
     codes, distinct = pd.factorize(rows["prompt"])
     places = pa.array(codes, mask=codes < 0)
     prompts = _arrow(distinct)
-    starts = range(0, max(1, len(rows)), PIECE)
-    prompt_ids = [content_hashes([prompts.slice(start, PIECE)]) for start in starts]
-    judged = rows[["user_id", "prompt", "chosen", "rejected"]]
-    pair_ids = pd.concat([_pair_ids(judged.iloc[start : start + PIECE]) for start in starts])
+    pair_ids = _pair_ids(rows[list(_JUDGED)])
     return rows.assign(
-        prompt_id=_taken(pa.chunked_array(prompt_ids, pa.large_string()), places).astype("str"),
+        prompt_id=_taken(_hashes(prompts), places).astype("str"),
+        opening_id=_taken(_hashes(openings(prompts)), places).astype("str"),
         prompt_chars=_taken(prompt_lengths(prompts), places).astype("float64"),
         pair_id=pair_ids["pair_id"],
         unordered_id=pair_ids["unordered_id"],
     )
+
+
+def _hashes(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    starts = range(0, max(1, len(texts)), PIECE)
+    found = [content_hashes([texts.slice(start, PIECE)]) for start in starts]
+    return pa.chunked_array(found, pa.large_string())
 
 
 def _arrow(texts: pd.Series[str] | pd.Index[str]) -> pa.ChunkedArray:
@@ -176,7 +197,12 @@ def _taken(values: pa.ChunkedArray, places: pa.Array) -> pd.Series[Any]:
 
 
 def _pair_ids(judged: pd.DataFrame) -> pd.DataFrame:
-    """`pair_id` and `unordered_id` of judgements, missing where a part is."""
+    """`pair_id` and `unordered_id` of judgements (columns `_JUDGED`), missing where a part is."""
+    starts = range(0, max(1, len(judged)), PIECE)
+    return pd.concat([_piece_of_pair_ids(judged.iloc[start : start + PIECE]) for start in starts])
+
+
+def _piece_of_pair_ids(judged: pd.DataFrame) -> pd.DataFrame:
     whole = judged.dropna()
     columns = [_arrow(whole[name]).combine_chunks() for name in judged.columns]
     chosen, rejected = columns[2:]
@@ -193,7 +219,7 @@ def _pair_ids(judged: pd.DataFrame) -> pd.DataFrame:
 def _reasons(rows: pd.DataFrame, validator: Validator, rules: ValidateParams) -> pd.Series[str]:
     """The reason of each faulty row, missing for usable ones."""
     texts = {name: rows[name].str.strip() for name in ("user_id", "chosen", "rejected")}
-    unread = ["row", "source", "user_text", "group", "unseen", *SPLIT_COLUMNS]
+    unread = ["row", "source", "user_text", "group", "unseen", "opening_id", *SPLIT_COLUMNS]
     frame = rows.drop(columns=unread, errors="ignore").assign(**texts)
     failing: dict[str, set[int]] = {}
     for finding in validator.run("rows", frame, checks.row_checks(rules)):
@@ -208,24 +234,25 @@ def _reasons(rows: pd.DataFrame, validator: Validator, rules: ValidateParams) ->
     verdicts = repeated.groupby("unordered_id")["pair_id"].transform("nunique")
     reasons[repeated.index[repeated["pair_id"].duplicated(keep="first")]] = "duplicate"
     reasons[repeated.index[verdicts > 1]] = "contradiction"
-
-    pairs = rows.loc[reasons.isna(), "user_id"].value_counts(sort=False)
-    users = pairs.rename("pairs").rename_axis("user_id").reset_index()
-    (finding,) = validator.run("users", users, checks.user_checks(rules))
-    sparse = rows["user_id"].isin(users.loc[finding.rows, "user_id"])
-    reasons[sparse & reasons.isna()] = checks.TOO_FEW_PAIRS
     return reasons
 
 
 def _check_prepared(
-    validator: Validator, prepared: Prepared, usable: pd.DataFrame, rules: ValidateParams
+    validator: Validator,
+    prepared: Prepared,
+    unordered_ids: pd.Series[str],
+    rules: ValidateParams,
+    shares: SplitParams,
 ) -> None:
     pairs = prepared.pairs.assign(
-        chosen_longer=_chosen_longer(prepared.pairs), unordered_id=usable["unordered_id"]
+        chosen_longer=_chosen_longer(prepared.pairs), unordered_id=unordered_ids
     )
-    validator.run("prepared", pairs, checks.prepared_checks(rules))
-    sides = pairs[["prompt_id", "prompt_split"]].drop_duplicates(ignore_index=True)
-    validator.run("prompts", sides, checks.prompt_checks())
+    validator.run("prepared", pairs, checks.prepared_checks(rules, shares))
+    # By response, texts are the units; the column divides what is on a side.
+    columns = ["chosen", "rejected"] if shares.by == "response" else ["unit"]
+    placed = [pairs[[name, "prompt_split"]].set_axis(["unit", "side"], axis=1) for name in columns]
+    units = pd.concat(placed).drop_duplicates(ignore_index=True)
+    validator.run("units", units, checks.unit_checks(shares))
     validator.run("prepared_users", prepared.users, checks.prepared_user_checks())
 
 
@@ -246,7 +273,11 @@ def _describe(prepared: Prepared) -> dict[str, Any]:
     pairs, seen = prepared.pairs, prepared.users["seen"]
     groups = pairs["group"].value_counts(normalize=True)
     return {
-        "users": {"seen": int(seen.sum()), "unseen": int((~seen).sum())},
+        "users": {
+            "seen": int(seen.sum()),
+            "unseen": int((~seen).sum()),
+            "few": int(prepared.users["few"].sum()),
+        },
         "pairs": {name: int((pairs["split"] == name).sum()) for name in (*SPLITS, "unseen")},
         "prompts": {
             name: int(pairs.loc[pairs["prompt_split"] == name, "prompt_id"].nunique())
@@ -255,140 +286,7 @@ def _describe(prepared: Prepared) -> dict[str, Any]:
         "balance": {
             "chosen_longer": float(_chosen_longer(pairs).mean()),
             "largest_user": float(pairs["user_id"].value_counts(normalize=True).max()),
+            "few_users": prepared.share_of_few,
             "groups": {str(group): float(groups[group]) for group in sorted(groups.index)},
         },
     }
-
-
-# -- splits ---------------------------------------------------------------------------------------
-
-
-def split(rows: pd.DataFrame, *, seed: int, shares: SplitParams) -> Prepared:
-    """Split usable rows by prompt, and set unseen users apart.
-
-    Prompts and users are ordered by a hash of the seed and themselves, so that added or removed
-    rows leave most others on their side. Prompts that seen users judged are split first, the rest
-    by the same shares: every split of seen users gets its share however few prompts there are. A
-    data set that brings its own test side keeps it; validation is then taken from the rest.
-
-    Args:
-        rows: Usable rows with `pair_id` and `prompt_id`; `data.SPLIT_COLUMNS` if they have any.
-        seed: The run's seed.
-        shares: The `split` section.
-
-    Raises:
-        UserError: There are too few prompts or users for the shares asked for.
-    """
-    notes: list[str] = []
-    needed = set(SPLITS) if shares.validation else {"train", "test"}
-    unseen = _unseen_users(rows, seed, shares.unseen_users)
-    of_unseen = rows["user_id"].isin(unseen)
-    if "side" in rows:
-        prompt_split = _own_sides(rows, of_unseen, seed, shares, notes)
-    else:
-        sides = _sides(rows.loc[~of_unseen, "prompt_id"].unique(), seed, shares)
-        if not needed <= set(sides.values()):
-            raise UserError(
-                f"{len(sides)} distinct prompts are too few for training, validation "
-                f"({shares.validation:g}) and test ({shares.test:g})",
-                where="params.yaml: split",
-                fix="a prompt is never on two sides: more prompts, or smaller shares",
-            )
-        sides |= _sides(set(rows["prompt_id"].unique()) - sides.keys(), seed, shares)
-        prompt_split = rows["prompt_id"].map(sides)
-
-    trained = set(rows.loc[~of_unseen & (prompt_split == "train"), "user_id"].unique())
-    untrained = sorted(set(rows["user_id"].unique()) - trained - unseen)
-    if untrained:
-        some = ", ".join(untrained[:NAMED]) + (", ..." if len(untrained) > NAMED else "")
-        notes.append(f"users without a training prompt count as unseen ({len(untrained)}): {some}")
-    seen_row = rows["user_id"].isin(trained)
-    pairs = rows.assign(prompt_split=prompt_split, split=prompt_split.where(seen_row, "unseen"))
-    for name in SPLITS:
-        if name in needed and not (pairs["split"] == name).any():
-            raise UserError(
-                f"no pair of a seen user is on a {name} prompt",
-                where="params.yaml: split",
-                fix="more pairs per user, or another split",
-            )
-    index = index_users(sorted(trained))
-    pairs["user_index"] = pairs["user_id"].map(index).fillna(GENERIC).astype("int64")
-    return Prepared(pairs[[*PAIR_COLUMNS, "prompt_split", "split"]], _users(pairs), notes)
-
-
-def _unseen_users(rows: pd.DataFrame, seed: int, share: float) -> set[str]:
-    """The data set's own unseen users if it marks any user at all, else a random share.
-
-    At least one user is unseen if a share is asked for, but two stay seen where there are two.
-    """
-    marked = rows["unseen"].notna()
-    if marked.any():
-        unseen = set(rows.loc[rows["unseen"].fillna(False).astype(bool), "user_id"].unique())
-        if unseen == set(rows["user_id"].unique()):
-            raise UserError("the data set marks all of its users as unseen")
-        return unseen
-    users = shuffled(rows["user_id"].unique(), seed, "unseen_users")
-    return set(users[: min(_count(len(users), share), max(0, len(users) - 2))])
-
-
-def _sides(prompt_ids: Iterable[str], seed: int, shares: SplitParams) -> dict[str, str]:
-    """The side of each distinct prompt."""
-    order = shuffled(prompt_ids, seed, "prompts")
-    test, validation = (_count(len(order), share) for share in (shares.test, shares.validation))
-    names = ["test"] * test + ["validation"] * validation + ["train"] * len(order)
-    return dict(zip(order, names, strict=False))
-
-
-def _own_sides(
-    rows: pd.DataFrame, of_unseen: pd.Series[bool], seed: int, shares: SplitParams, notes: list[str]
-) -> pd.Series[str]:
-    """The side of each row by the data set's own split, with validation taken from training.
-
-    A unit that is on both sides is on the training side: what is trained on is never tested.
-    Validation takes its share of the seen users' training units, but no user's last one; and the
-    same share of the training units that only unseen users judged.
-    """
-    unit = rows["prompt_id"]
-    if "unit" in rows:
-        unit = rows["unit"].fillna(unit)
-    trained = (rows["side"] == "train").groupby(unit).transform("any")
-    if moved := int((trained & (rows["side"] == "test")).sum()):
-        notes.append(
-            f"pairs of the data set's test side whose prompts it also trains on ({moved}) count "
-            "as training pairs"
-        )
-    judged = pd.DataFrame({"unit": unit, "user_id": rows["user_id"]})
-    judged = judged[trained & ~of_unseen].drop_duplicates()
-    left = judged["user_id"].value_counts().to_dict()
-    users_of: dict[str, list[str]] = {}
-    for name, user in zip(judged["unit"], judged["user_id"], strict=True):
-        users_of.setdefault(name, []).append(user)
-    wanted = _count(len(users_of), shares.validation)
-    validation: set[str] = set()
-    for name in shuffled(users_of, seed, "prompts"):
-        if len(validation) == wanted:
-            break
-        if all(left[user] > 1 for user in users_of[name]):
-            validation.add(name)
-            for user in users_of[name]:
-                left[user] -= 1
-    others = shuffled(set(unit[trained]) - users_of.keys(), seed, "prompts")
-    validation |= set(others[: _count(len(others), shares.validation)])
-    side = trained.map({True: "train", False: "test"})
-    return side.mask(unit.isin(validation), "validation")
-
-
-def _count(n: int, share: float) -> int:
-    """This share of n, rounded half up; at least one when there is a share."""
-    return max(1, math.floor(n * share + 0.5)) if share else 0
-
-
-def _users(pairs: pd.DataFrame) -> pd.DataFrame:
-    columns = ("group", "user_text", "user_index")
-    by_user = pairs.groupby("user_id", sort=True)
-    users = by_user.agg(**{name: (name, "first") for name in columns}).reset_index()
-    users["seen"] = users["user_index"] != GENERIC
-    for name in SPLITS:
-        counts = pairs.loc[pairs["prompt_split"] == name, "user_id"].value_counts()
-        users[f"pairs_{name}"] = users["user_id"].map(counts).fillna(0).astype("int64")
-    return users[list(USER_COLUMNS)]
