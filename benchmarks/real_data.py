@@ -26,18 +26,20 @@ from prlhf.infra.progress import say
 PARTS = {"reward": "real-data", "language-model": "real-data-language-model"}
 """What is measured, and the names of the tables' places on the page."""
 
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
 
 @click.command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=DIRECTORY,
     envvar="PRLHF_REAL_DATA",
     required=True,
     help="Directory of the data sets, or PRLHF_REAL_DATA.",
 )
 @click.option(
     "--base",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=DIRECTORY,
     default=Path("models/base"),
     show_default=True,
     help="The base model, whose features are learned from.",
@@ -47,7 +49,7 @@ PARTS = {"reward": "real-data", "language-model": "real-data-language-model"}
 @click.option("--seeds", default=3, show_default=True, help="Splits of each.")
 @click.option(
     "--work",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=DIRECTORY,
     default=Path(".cache/real-data"),
     show_default=True,
     help="Where features and results are kept.",

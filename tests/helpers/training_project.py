@@ -31,6 +31,9 @@ SOURCE = {
     "package": "tiny-llm==1.0",
     "sha256": "00",
 }
+USERS = ["ann", "ben", "cyd"]
+LIKED = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
+"""Logits over two clusters, row 0 the generic user's."""
 RESPONSES = ("Because.", "No idea at all", "So it is", "Ask me", "Yes", "It depends on it")
 
 

@@ -25,18 +25,9 @@ from prlhf.params import LoraParams
 from prlhf.training.dataset import PreferenceDataset
 from prlhf.training.finetune import fit
 from prlhf.training.trainer import PDPOTrainer
-from training_project import SOURCE, hashes, lay_out, train
+from training_project import LIKED, SOURCE, USERS, hashes, lay_out, train
 
-USERS = ["ann", "ben", "cyd"]
-LIKED = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
-
-
-@pytest.fixture(autouse=True)
-def project(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PRLHF_DEVICE", "cpu")
-    monkeypatch.chdir(tmp_path)
-    lay_out(tmp_path, tiny_path, USERS, weights=LIKED)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def kept(directory: Path, name: str = "earlier") -> str:

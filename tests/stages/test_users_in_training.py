@@ -11,18 +11,9 @@ from safetensors.torch import load_file
 from prlhf.infra.io import read_json, read_parquet, write_parquet
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import load_user_model, read_card
-from training_project import lay_out, train
+from training_project import LIKED, USERS, lay_out, train
 
-USERS = ["ann", "ben", "cyd"]
-LIKED = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
-
-
-@pytest.fixture(autouse=True)
-def project(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PRLHF_DEVICE", "cpu")
-    monkeypatch.chdir(tmp_path)
-    lay_out(tmp_path, tiny_path, USERS, weights=LIKED)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("project")
 
 
 @pytest.mark.parametrize("kind", ["individual", "cluster"])
