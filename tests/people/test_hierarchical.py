@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit
 
 from prlhf.data import GENERIC
+from prlhf.people import fitting
 from prlhf.people.features import Axes, Examples
 from prlhf.people.fitting import Design, fit_hierarchy, fit_shared
 from prlhf.people.folds import fold_rows
@@ -337,3 +340,41 @@ def test_examples_of_a_prepared_table():
     assert found.weights.tolist() == [1.0, 2.0]
     assert Examples.of(table, Stored(), by_text=True).units.tolist() == [[0, 1], [2, 3]]
     assert len(fold_rows(found.units, 2, np.random.default_rng(0))) == 2
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 100.0]), st.booleans(), st.booleans())
+def test_no_data_are_too_small_or_too_alike(seed, scale, by_text, fixed):
+    """A few pairs, texts that do not differ, users with one choice: always a finite reward."""
+    rng = np.random.default_rng(seed)
+    users, pairs, texts = (
+        int(rng.integers(low, high)) for low, high in ((1, 15), (1, 30), (2, 10))
+    )
+    chosen = rng.integers(0, texts, pairs)
+    rejected = (chosen + rng.integers(1, texts, pairs)) % texts
+    units = np.column_stack([chosen, rejected]) if by_text else rng.integers(0, 5, (pairs, 1))
+    examples = Examples(
+        torch.from_numpy(scale * rng.normal(size=(texts, 3))).half(),
+        chosen,
+        rejected,
+        rng.integers(1, users + 1, pairs),
+        units,
+        rng.uniform(0.5, 2, pairs),
+    )
+    clusters = 3 if fixed else None
+    reward, report = fit_hierarchical(examples, users, clusters=clusters, folds=3, seed=0)
+    assert all(torch.isfinite(value).all() for value in vars(reward).values())
+    assert reward.weights.shape == (users + 1, report["clusters"])
+    assert report["gain"]["personal"] == reward.personal
+
+
+def test_leading_directions_are_the_same_for_many_users(monkeypatch: pytest.MonkeyPatch):
+    """Computed one by one, or all at once where users or axes are few."""
+    examples = choices(np.random.default_rng(0).normal(size=(20, WIDTH)), 20)
+    design = Design.of(examples, Axes.of(examples, 8), 21)
+    residuals, scales = np.random.default_rng(1).normal(size=len(design)), np.ones((8, 1))
+    few = fitting._leading(design, residuals, scales, 3)
+    monkeypatch.setattr(fitting, "SMALL", 0)
+    many = fitting._leading(design, residuals, scales, 3)
+    for one, other in zip(few, many, strict=True):
+        np.testing.assert_allclose(np.abs(one), np.abs(other), atol=1e-8)

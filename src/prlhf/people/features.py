@@ -132,7 +132,9 @@ class Axes:
             differences = chosen - rejected
             total.addmm_(differences.T, differences)
         variances, vectors = np.linalg.eigh(total.numpy() / len(examples))
-        kept = slice(None, -1 - min(rank, int((variances > 1e-9 * variances[-1]).sum())), -1)
+        # One at least, where no text differs from another.
+        count = max(1, min(rank, int((variances > 1e-9 * variances[-1]).sum())))
+        kept = slice(None, -1 - count, -1)
         variances, vectors = variances[kept], vectors[:, kept]
         # Eigenvectors have no sign of their own; fix it so that runs agree.
         signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(len(variances))])
@@ -140,4 +142,4 @@ class Axes:
 
     def scales(self, tau: float) -> Floats:
         """What whitens the axes, less where the variance is small: float64 [r]."""
-        return 1 / np.sqrt(self.variances + tau * self.mean)
+        return 1 / np.sqrt(np.maximum(self.variances + tau * self.mean, np.finfo(np.float32).tiny))

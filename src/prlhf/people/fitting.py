@@ -28,6 +28,12 @@ TAU_2 = 1.0
 NULL_DRAWS = 4
 """Draws of labels behind `gamma`."""
 
+LEAST = 1e-6
+"""The least `gamma`, for choices between texts that do not differ."""
+
+SMALL = 64
+"""Users or axes up to which all singular values are computed."""
+
 
 @dataclass(frozen=True)
 class Design:
@@ -168,21 +174,11 @@ def fit_hierarchy(
     q = min(dimensions, count, rank)
     margins = design.differences(shared)
 
-    def scores(residuals: Floats) -> LinearOperator:
-        """Users' gradients of the log-likelihood in their own directions, [N, r]."""
-        along = design.owners @ (residuals[:, None] * design.pairs)
-        return LinearOperator(
-            (count, rank),
-            matvec=lambda v: along @ (design.scores @ (scales_2[:, 0] * v.ravel())),
-            rmatvec=lambda v: scales_2[:, 0] * (design.scores.T @ (along.T @ v.ravel())),
-        )
-
     chance = expit(margins)
-    drawn = [
-        design.weights * ((rng.random(len(design)) < chance) - chance) for _ in range(NULL_DRAWS)
-    ]
-    gamma = strength * float(np.mean([_svd(scores(draw), 1)[1][0] for draw in drawn]))
-    left, values, right = _svd(scores(design.weights * expit(-margins)), q)
+    noise = [(rng.random(len(design)) < chance) - chance for _ in range(NULL_DRAWS)]
+    by_chance = float(np.mean([_leading(design, drawn, scales_2, 1)[1][0] for drawn in noise]))
+    gamma = max(strength * by_chance, LEAST)
+    left, values, right = _leading(design, expit(-margins), scales_2, q)
     # The size of a first step by the curvature of an average user.
     size = np.sqrt(np.maximum(values - gamma, 0.01 * gamma) / max(len(design) / count / 8, 1))
 
@@ -212,14 +208,33 @@ def fit_hierarchy(
     return Hierarchy(scales * mu, scales_2 * basis, modes, gamma)
 
 
-def _svd(matrix: LinearOperator, count: int) -> tuple[Floats, Floats, Floats]:
-    """The largest singular values, the largest first, and their vectors."""
-    if count < min(matrix.shape):
-        start = np.random.default_rng(0).standard_normal(min(matrix.shape))
-        left, values, right = svds(matrix, count, v0=start)
-    else:
-        left, values, right = np.linalg.svd(matrix @ np.eye(matrix.shape[1]), full_matrices=False)
+def _leading(
+    design: Design, residuals: Floats, scales: Floats, count: int
+) -> tuple[Floats, Floats, Floats]:
+    """The largest singular values, and vectors, of users' gradients in directions of their own.
+
+    Args:
+        design: the pairs.
+        residuals: of the pairs, [P].
+        scales: of the axes, [r, 1].
+        count: how many.
+
+    Returns:
+        Vectors [N, count], values [count], the largest first, and vectors [count, r].
+    """
+    along = design.owners @ ((design.weights * residuals)[:, None] * design.pairs)
+    shape = along.shape[0], len(scales)
+    if min(shape) <= SMALL:
+        gradients = (along @ design.scores) * scales.T
+        left, values, right = np.linalg.svd(gradients, full_matrices=False)
         return left[:, :count], values[:count], right[:count]
+    operator = LinearOperator(
+        shape,
+        matvec=lambda v: along @ (design.scores @ (scales[:, 0] * v.ravel())),
+        rmatvec=lambda v: scales[:, 0] * (design.scores.T @ (along.T @ v.ravel())),
+    )
+    start = np.random.default_rng(0).standard_normal(min(shape))
+    left, values, right = svds(operator, count, v0=start)
     return left[:, ::-1], values[::-1], right[::-1]
 
 

@@ -5,7 +5,7 @@ Every figure is of pairs that their model has not seen, nor any other pair of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -149,7 +149,7 @@ def predict(
         rng: of the fits.
     """
     users = design.owners.shape[0]
-    part = rng.permutation(users) % len(folds) if users >= 2 * len(folds) else np.full(users, -1)
+    part = _left_out(design, folds, rng)
     fits = []
     for number, fold in enumerate(folds):
         new = part[design.users] == number
@@ -157,42 +157,67 @@ def predict(
         population = learn(known, settings, rng)
         shared = fit_shared(known, settings.tau, settings.penalty)
         given, asked = (population.evidence(design[rows]) for rows in fold)
-        fits.append((new[fold.test], given, asked, design[fold.test].differences(shared)))
-
-    def people(given: Evidence, asked: Evidence, spread: float) -> tuple[Posterior, Evidence]:
-        return posterior(given.scaled(spread**0.5), users), asked.scaled(spread**0.5)
+        fits.append(_Fit(given, asked, new[fold.test], design[fold.test].differences(shared)))
 
     spread = 1.0
-    if (part >= 0).any():
-        losses = [
-            np.concatenate(
-                [
-                    _losses(who.log_odds(scaled))[new]
-                    for new, given, asked, _ in fits
-                    for who, scaled in [people(given, asked, spread)]
-                ]
-            )
-            for spread in SPREADS
-        ]
-        rows = np.concatenate([fold.test[fit[0]] for fold, fit in zip(folds, fits, strict=True)])
-        spread = SPREADS[int(_by_user(design, rows, np.array(losses)).mean(1).argmin())]
+    rows = np.concatenate([fold.test[fit.new] for fold, fit in zip(folds, fits, strict=True)])
+    if len(rows):
+        odds = np.array([_joined(fit.odds(c, users)[fit.new] for fit in fits) for c in SPREADS])
+        spread = SPREADS[int(_by_user(design, rows, _losses(odds)).mean(1).argmin())]
 
-    found: dict[Any, list[Floats]] = {}
-    for new, given, asked, shared in fits:
-        who, scaled = people(given, asked, spread)
-        found.setdefault("shared", []).append(shared[~new])
-        found.setdefault("generic", []).append(asked.offsets[~new])
-        found.setdefault("personal", []).append(who.log_odds(scaled)[~new])
-        for count in counts:
-            centres = fit_archetypes(who, count, seed)
-            mixed = Posterior(softmax(place(who, centres), 1) @ centres, who.covariances)
-            found.setdefault(count, []).append(mixed.log_odds(scaled)[~new])
-    rows = np.concatenate([fold.test[~fit[0]] for fold, fit in zip(folds, fits, strict=True)])
-    odds = {key: np.concatenate(values) for key, values in found.items()}
+    rows = np.concatenate([fold.test[~fit.new] for fold, fit in zip(folds, fits, strict=True)])
+    personal = _joined(fit.odds(spread, users)[~fit.new] for fit in fits)
+    mixed = {
+        count: _joined(fit.odds(spread, users, count, seed)[~fit.new] for fit in fits)
+        for count in counts
+    }
     # A better direction for all is no reason to tell people apart.
-    alike = np.stack([odds.pop("shared"), odds.pop("generic")])
+    alike = np.stack(
+        [
+            _joined(fit.shared[~fit.new] for fit in fits),
+            _joined(fit.asked.offsets[~fit.new] for fit in fits),
+        ]
+    )
     shared = alike[_by_user(design, rows, _losses(alike)).mean(1).argmin()]
-    return Predicted(spread, rows, shared, odds.pop("personal"), odds)
+    return Predicted(spread, rows, shared, personal, mixed)
+
+
+class _Fit(NamedTuple):
+    """What was fitted without a fold.
+
+    Attributes:
+        given: what pairs that it may learn from say of their users.
+        asked: the fold's pairs.
+        new: which of them are of users left out of the fit, bool.
+        shared: their log-odds by one direction for all.
+    """
+
+    given: Evidence
+    asked: Evidence
+    new: NDArray[np.bool_]
+    shared: Floats
+
+    def odds(self, spread: float, users: int, count: int | None = None, seed: int = 0) -> Floats:
+        """Log-odds of the fold's pairs by users' posteriors, or mixtures of `count` archetypes."""
+        people = posterior(self.given.scaled(spread**0.5), users)
+        if count is not None:
+            centres = fit_archetypes(people, count, seed)
+            means = softmax(place(people, centres), 1) @ centres
+            people = Posterior(means, people.covariances)
+        return people.log_odds(self.asked.scaled(spread**0.5))
+
+
+def _left_out(
+    design: Design, folds: Sequence[FoldRows], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The fold that each user is left out of, int64 [N]; -1 for none, where users are too few."""
+    users = design.owners.shape[0]
+    part = rng.permutation(users) % len(folds)
+    kept = [part[design.users] != number for number in range(len(folds))]
+    enough = users >= 2 * len(folds) and all(
+        bool(own[rows].any()) for own, fold in zip(kept, folds, strict=True) for rows in fold
+    )
+    return part if enough else np.full(users, -1)
 
 
 def gain(design: Design, predicted: Predicted) -> dict[str, Any]:
@@ -258,6 +283,10 @@ def shuffled_within(examples: Examples, rng: np.random.Generator) -> Examples:
     order = np.argsort(unit, kind="stable")
     users[order] = examples.users[np.lexsort([rng.random(len(unit)), unit])]
     return replace(examples, users=users)
+
+
+def _joined(parts: Iterable[Floats]) -> Floats:
+    return np.concatenate(list(parts))
 
 
 def _losses(log_odds: Floats) -> Floats:
