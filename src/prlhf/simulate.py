@@ -24,7 +24,7 @@ from prlhf.tasks import Recipe, built_in_tasks
 
 TEMPERATURE: Final = 0.7
 TOP_P: Final = 0.9
-BATCH_SIZE: Final = 32
+BATCH_SIZE: Final = 64
 
 
 def run(

@@ -13,7 +13,7 @@ import pytest
 from prlhf.data import ROW_COLUMNS
 from prlhf.infra.errors import UserError
 from prlhf.ingest.sources import sample_rows, simulated_rows
-from prlhf.tasks import SimulatedUser, built_in_tasks
+from prlhf.tasks import Recipe, SimulatedUser, built_in_tasks
 from prlhf.tasks.length import TASK as LENGTH
 from prlhf.tasks.style import OPPOSITES
 from prlhf.tasks.style import TASK as STYLE
@@ -44,6 +44,13 @@ def test_length_users_and_their_tastes(seed_root):
     # Of the fixture's lengths, 7 against 5 words is the one pair too close to count.
     assert {5, 7} not in [set(pair) for pair in words.itertuples(index=False, name=None)]
     assert {3, 12} in [set(pair) for pair in words.itertuples(index=False, name=None)]
+
+
+def test_a_recipe_bounds_words_sentences_and_lines():
+    recipe = Recipe("", "", (), 3, 6, max_tokens=9, max_sentences=2, max_lines=3)
+    assert all(map(recipe.accepts, ("One two three.", "One two.\n\nThree four!")))
+    for text in ("One two.", "1 2 3 4 5 6 7.", "1. 2. 3.", "1 2\n\n3\n4.", "One two three", ""):
+        assert not recipe.accepts(text)
 
 
 @pytest.mark.parametrize("name", ["length", "style"])

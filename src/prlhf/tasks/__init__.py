@@ -89,7 +89,8 @@ class Group:
 class Recipe:
     """One way of answering: what the base model is told and which of its answers are kept.
 
-    Bounds are inclusive; `max_tokens` is also where sampling gives up on an answer.
+    Bounds are inclusive; `max_tokens` is also where sampling gives up on an answer. Blank lines
+    count as lines.
     """
 
     instruction: str
@@ -99,13 +100,14 @@ class Recipe:
     max_words: int
     max_tokens: int
     max_sentences: int = 99
+    max_lines: int = 1
 
     def accepts(self, text: str) -> bool:
-        """Whether an answer is a single paragraph within the bounds that ends as a sentence."""
+        """Whether an answer is within the bounds and ends as a sentence."""
         sentences = [part for part in re.split(r"[.!?]+(?:\s|$)", text) if part.strip()]
         return (
             self.min_words <= len(text.split()) <= self.max_words
-            and "\n" not in text
+            and len(text.splitlines()) <= self.max_lines
             and text.rstrip()[-1:] in tuple('.!?"')
             and len(sentences) <= self.max_sentences
         )

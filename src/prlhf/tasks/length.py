@@ -24,27 +24,12 @@ SHORT: Final = Recipe(
 )
 LONG: Final = Recipe(
     "long",
-    "Answer in one full paragraph of three or four sentences.",
-    (
-        (
-            SOUP,
-            "Pour the soup into a vacuum flask, because the empty space between its walls "
-            "lets very little heat escape. Warm the flask first by filling it with boiling "
-            "water for a few minutes. Fill it to the top, since air inside cools the soup, "
-            "and close the lid at once. Treated this way, the soup will still be hot at "
-            "lunch.",
-        ),
-        (
-            LEAVES,
-            "As the days grow shorter, trees make less sugar in their leaves and begin to "
-            "draw the useful parts back into the branches. Then a thin layer of cells grows "
-            "at the base of each stem and cuts off its water. The leaf dries and the wind "
-            "takes it away. Without leaves, the tree loses less water through the winter.",
-        ),
-    ),
-    min_words=40,
-    max_words=75,
-    max_tokens=110,
+    "Answer in two long, detailed paragraphs.",
+    (),
+    min_words=100,
+    max_words=220,
+    max_tokens=300,
+    max_lines=7,
 )
 
 
