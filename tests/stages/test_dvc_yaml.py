@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from ruamel.yaml import YAML
@@ -139,16 +140,41 @@ def test_the_prompted_method_has_a_directory_like_a_trained_one():
         assert "models/${item.method}" in DECLARED[name]["deps"]
 
 
-def test_dvc_expands_the_graph():
+class Expanded(NamedTuple):
+    """The stages that DVC makes of dvc.yaml, by name: those they need, and the paths they read."""
+
+    needs: dict[str, set[str]]
+    reads: dict[str, set[str]]
+
+
+def expanded(project: Path) -> Expanded:
     from dvc.repo import Repo
 
-    with Repo(str(ROOT)) as repo:
-        graph = repo.index.graph
-        stages = {stage.name: stage for stage in repo.index.stages}
+    with Repo(str(project)) as repo:
         # DVC's edges point from a stage to what it depends on.
-        needs = {name: {s.name for s in graph.successors(stage)} for name, stage in stages.items()}
-    assert {"train@dpo", "train@pdpo", "generate@base", "score@base"} < set(stages)
-    assert "train@base" not in stages
+        graph, stages = repo.index.graph, repo.index.stages
+        return Expanded(
+            {stage.name: {other.name for other in graph.successors(stage)} for stage in stages},
+            {stage.name: {dep.def_path for dep in stage.deps} for stage in stages},
+        )
+
+
+def expanded_with(project: Path, default: str, asked: str) -> Expanded:
+    """The same in a new project whose parameters have one line changed."""
+    from dvc.repo import Repo
+
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert default in text
+    (project / "params.yaml").write_text(text.replace(default, asked), encoding="utf-8")
+    (project / "dvc.yaml").write_text(TEXT, encoding="utf-8")
+    Repo.init(str(project), no_scm=True).close()
+    return expanded(project)
+
+
+def test_dvc_expands_the_graph():
+    needs = expanded(ROOT).needs
+    assert {"train@dpo", "train@pdpo", "generate@base", "score@base"} < set(needs)
+    assert "train@base" not in needs
     assert needs["base_model"] == needs["ingest"] == set()
     assert needs["validate"] == {"ingest"}
     assert needs["train@pdpo"] == {"base_model", "validate", "reference", "pretrain_user_model"}
@@ -162,20 +188,8 @@ def test_dvc_expands_the_graph():
 @pytest.mark.parametrize("names", [[], ["pdpo"], ["dpo", "pdpo"]])
 def test_reward_models_are_those_asked_for(tmp_path, names):
     """None by default: DVC makes no stage of an empty list."""
-    from dvc.repo import Repo
-
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    assert "reward_models: []" in text
-    asked = text.replace("reward_models: []", f"reward_models: [{', '.join(names)}]")
-    (tmp_path / "params.yaml").write_text(asked, encoding="utf-8")
-    (tmp_path / "dvc.yaml").write_text(TEXT, encoding="utf-8")
-    Repo.init(str(tmp_path), no_scm=True).close()
-    with Repo(str(tmp_path)) as repo:
-        stages = {stage.name: stage for stage in repo.index.stages}
-        needs = {
-            name: {other.name for other in repo.index.graph.successors(stage)}
-            for name, stage in stages.items()
-        }
+    asked = f"reward_models: [{', '.join(names)}]"
+    needs = expanded_with(tmp_path, "reward_models: []", asked).needs
     trained = {f"train_reward_model@{name}" for name in names}
     scored = {f"score_rewards@{name}" for name in names}
     assert {name for name in needs if "reward" in name} == trained | scored
@@ -190,18 +204,8 @@ def test_reward_models_are_those_asked_for(tmp_path, names):
 
 @pytest.mark.parametrize("start", ["models/base", "earlier"])
 def test_training_depends_on_what_it_goes_on_from(tmp_path, start):
-    from dvc.repo import Repo
-
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    assert "start_from: models/base" in text
-    asked = text.replace("start_from: models/base", f"start_from: {start}")
-    (tmp_path / "params.yaml").write_text(asked, encoding="utf-8")
-    (tmp_path / "dvc.yaml").write_text(TEXT, encoding="utf-8")
-    Repo.init(str(tmp_path), no_scm=True).close()
-    with Repo(str(tmp_path)) as repo:
-        [stage] = [stage for stage in repo.index.stages if stage.name == "train@pdpo"]
-        read = {dep.def_path for dep in stage.deps}
-        needs = {other.name for other in repo.index.graph.successors(stage)}
+    graph = expanded_with(tmp_path, "start_from: models/base", f"start_from: {start}")
+    needs, read = graph.needs["train@pdpo"], graph.reads["train@pdpo"]
     assert {start, "models/base/prlhf_source.json"} < read
     assert "base_model" in needs
 
