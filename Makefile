@@ -6,18 +6,19 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Stages are commands of the environment, and DVC starts them by name.
-IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+# (The shell's own name for this directory: in make's, it would expand a dollar sign once more.)
+IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast bench real-data setup setup-dev setup-bench lint format lock clean
+.PHONY: help run test test-fast bench real-data chaos setup setup-dev setup-bench lint format lock clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON), an interpreter of version 3.11 or newer):"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: setup ## run what is out of date in the pipeline, then print the results
-	@git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true
+	@[ -e .git ] || git rev-parse --git-dir >/dev/null 2>&1 || $(BIN)/dvc config --local core.no_scm true
 	@echo "running the pipeline: dvc repro"
 	@$(IN_VENV) dvc repro
 	@echo
@@ -39,6 +40,9 @@ bench: setup-bench ## measure training, users and generation on models/base, and
 real-data: setup ## measure P-DPO on people's choices in PRLHF_REAL_DATA, and write docs/results.md (hours)
 	@$(IN_VENV) dvc repro base_model
 	@$(BIN)/python -m benchmarks.real_data
+
+chaos: setup ## be hard on the pipeline for an hour, and write docs/reliability.md
+	@$(IN_VENV) python -m benchmarks.chaos
 
 setup: $(VENV)/.installed ## install everything pinned into .venv
 

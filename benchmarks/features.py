@@ -35,6 +35,7 @@ from prlhf.data.reference import load_reference
 from prlhf.infra.cache import ResultCache
 from prlhf.infra.progress import quiet_transformers
 from prlhf.models.base import BaseModel, Encoder
+from prlhf.models.conventions import chat_tokenizer
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.people.features import Axes, Examples
 from prlhf.reference import reference_pass
@@ -62,7 +63,7 @@ def thin_model(width: int) -> BaseModel:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>")
     model = LlamaForCausalLM(config).requires_grad_(False).eval()
-    return BaseModel(model, tokenizer, Path("thin"), {})
+    return BaseModel(model, chat_tokenizer(tokenizer), Path("thin"), {})
 
 
 def feedback(texts: int) -> pd.DataFrame:
@@ -98,7 +99,7 @@ def start(directory: Path, texts: int, width: int) -> None:
 def make(directory: Path, texts: int, width: int) -> None:
     """Stage `reference`: the pass over all texts."""
     base = thin_model(width)
-    lm = PersonalizedLM.reference(base, Encoder(base.tokenizer, 64, 64))
+    lm = PersonalizedLM.reference(base, Encoder(base.chat, 64, 64))
     (directory / "reference").mkdir()
     cache = ResultCache(directory / "cache", 2**40, "thin")
     reference_pass(lm, [feedback(texts)], directory / "reference", cache=cache)
@@ -127,7 +128,7 @@ def score_answers(directory: Path, texts: int, width: int) -> None:
     base = thin_model(width)
     table = feedback(texts).head(texts).rename(columns={"chosen": "text"})
     table["generation_id"] = range(len(table))
-    lm = PersonalizedLM.reference(base, Encoder(base.tokenizer, 64, 64))
+    lm = PersonalizedLM.reference(base, Encoder(base.chat, 64, 64))
     score_generations(lm, table, "thin")
 
 

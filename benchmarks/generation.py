@@ -70,7 +70,7 @@ def batched(size: int) -> Answering:
             cast(PreTrainedModel, requests.lm.lm),
             [len(requests.prefixes[i]) for i in which],
             lambda row: requests.prefixes[which[row]],
-            config=decoding(NO_END, max_new_tokens=requests.new_tokens, temperature=0.0),
+            config=decoding([NO_END], max_new_tokens=requests.new_tokens, temperature=0.0),
             seed=0,
             batch_size=size,
             label="generate",
@@ -179,7 +179,7 @@ def measure(
 def asking(base: BaseModel, requests: int, new_tokens: int) -> Requests:
     """Prompts of ragged lengths, users in turn."""
     workload = draw(PROMPTS, requests, vocabulary_of(base), seed=0)
-    encoder = Encoder(base.tokenizer, *PROMPTS.longest)
+    encoder = Encoder(base.chat, *PROMPTS.longest)
     lm = personalised(base, workload, encoder).eval()
     with torch.no_grad():
         prefixes = [lm.prefix(pair.user_index, pair.prompt) for pair in workload.pairs]

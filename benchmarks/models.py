@@ -20,6 +20,7 @@ from transformers import (
 from prlhf.infra.errors import UserError
 from prlhf.infra.progress import quiet_transformers
 from prlhf.models.base import BaseModel, load_base, pick_device, pick_dtype
+from prlhf.models.conventions import chat_tokenizer
 from prlhf.models.lora import add_lora
 from prlhf.params import LoraParams
 
@@ -110,7 +111,8 @@ def _random(name: str, dtype: str) -> BaseModel:
             config, dtype=pick_dtype(dtype, device)
         )
     model.requires_grad_(False)
-    return BaseModel(model.eval().to(device), _tokenizer(), Path(name), {"name": RANDOM + name})
+    chat = chat_tokenizer(_tokenizer())
+    return BaseModel(model.eval().to(device), chat, Path(name), {"name": RANDOM + name})
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:

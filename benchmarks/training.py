@@ -122,7 +122,7 @@ def prepare(
     """Pairs of a shape, and every way to train on them, ours first."""
     from benchmarks.against_trl import trl_variant
 
-    encoder = Encoder(base.tokenizer, *shape.longest)
+    encoder = Encoder(base.chat, *shape.longest)
     workload = with_reference(draw(shape, pairs, vocabulary_of(base), seed), base, encoder)
     variants = our_variants(base, workload, encoder, batch, output)
     return workload, [*variants, trl_variant(base, workload, batch, output)]

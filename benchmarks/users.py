@@ -110,7 +110,7 @@ def bytes_per_user(kind: str, dim: int) -> int:
 
 def make(base: BaseModel, kind: str, users: int, steps: int, output: Path) -> Case:
     """A trainer whose pairs are of users drawn from all of them."""
-    encoder = Encoder(base.tokenizer, PROMPT, RESPONSE)
+    encoder = Encoder(base.chat, PROMPT, RESPONSE)
     lm = PersonalizedLM(base, adapted(base), user_model(kind, users, base.hidden_size), encoder)
     arguments = settings(base.device, BATCH, output / f"{kind}-{users}") | {"learning_rate": 1e-4}
     trainer = PDPOTrainer(

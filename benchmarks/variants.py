@@ -19,7 +19,8 @@ from benchmarks.workload import USER_TOKENS, USERS, Workload
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.logps import sum_by_owner, token_logps
 from prlhf.models.packing import Packed, Row, attention_mask, hidden_states, pack
-from prlhf.models.personalized import PersonalizedLM, Scores
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.scores import Scores
 from prlhf.models.user_model import IndividualUserModel
 from prlhf.params import OptimizerParams, TrainParams
 from prlhf.training.dataset import PreferenceBatch, PreferenceCollator, PreferenceExample

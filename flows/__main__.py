@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows import server
 from prlhf.infra import signals
 from prlhf.infra.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER, UserError
 
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 _ENDED = "every process of the run has ended; the next run goes on from here"
-# Ends a server whose flow run is gone: the end of its input tells, however that came.
-_WATCH = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGTERM)"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,7 +41,7 @@ def run(
     from prlhf.params.loading import parse_override
 
     overrides = dict(map(parse_override, sets))
-    with _server():
+    with server.reached():
         from flows.pipeline import pipeline
 
         _finish(
@@ -65,47 +61,10 @@ def run(
 @click.option("--store", default="data/feedback", show_default=True, help="Where they are kept.")
 def new_feedback(inbox: str, store: str) -> None:
     """Take new feedback into the store; run the pipeline if there is any."""
-    with _server():
+    with server.reached():
         from flows.new_feedback import new_feedback
 
         _finish(lambda: new_feedback(inbox=inbox, store=store, return_state=True))
-
-
-@contextlib.contextmanager
-def _server() -> Iterator[None]:
-    """Reach the server that is configured, or have Prefect start one for this run.
-
-    Ctrl-C goes to every process of a terminal. The server that is started here must not have it,
-    so that it can still note how the run ended: it inherits that the signal is blocked.
-
-    Raises:
-        UserError: The configured server does not answer.
-    """
-    signals.handle(signals.TerminatedExit)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        import psutil
-        from prefect import get_client
-
-        with get_client(sync_client=True) as client:
-            if (problem := client.api_healthcheck()) is not None:
-                raise UserError(
-                    f"no Prefect server answers: {problem}",
-                    where=str(client.api_url),
-                    fix="`prefect server start`, or unset PREFECT_API_URL to do without",
-                )
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    for child in psutil.Process().children():
-        if "prefect.server.api.server:create_app" in child.cmdline():
-            subprocess.Popen(
-                [sys.executable, "-c", _WATCH, str(child.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-    yield
 
 
 def _finish(call: Callable[[], State[Any]]) -> None:
@@ -118,6 +77,7 @@ def _finish(call: Callable[[], State[Any]]) -> None:
 
 def main() -> int:
     """Run a command line and return its exit status."""
+    signals.handle(signals.TerminatedExit)
     try:
         app.main(prog_name="python -m flows", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):

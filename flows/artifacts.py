@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
-import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import unescape
@@ -14,7 +14,9 @@ from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
+from prlhf.infra.errors import UserError
 from prlhf.infra.io import write_text
+from prlhf.project.dvc import git
 
 VALIDATION = Path("reports/validation.json")
 REPORT = Path("reports/report.html")
@@ -27,6 +29,7 @@ ROWS = 40
 _SVG = re.compile(r"<svg\b(?P<attributes>[^>]*)>(?P<body>.*?)</svg>", re.DOTALL)
 _STYLE = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>|aria-label=\"([^\"]*)\"", re.DOTALL)
+_MARKUP = re.compile(r"[&<>|\[\]\\`*~]")
 _DIGITS = 6
 _HEADER = ["| Metric | Last commit | Before this run | Now | Change |", "|---|--:|--:|--:|--:|"]
 
@@ -116,7 +119,7 @@ def _row(name: str, committed: float | None, old: float | None, new: float | Non
     if old != new:
         change = "new" if old is None else "gone" if new is None else _number(new - old, "+")
     now = _number(new) if old == new or new is None else f"**{_number(new)}**"
-    name = name.replace("|", "&#124;")
+    name = _words(name)
     return f"| {name} | {_number(committed)} | {_number(old)} | {now} | {change} |"
 
 
@@ -126,9 +129,9 @@ def validation_markdown(summary: Mapping[str, Any]) -> str:
     rest = []
     for name, value in _leaves(summary):
         if isinstance(value, list):
-            rest += [f"- {name}: {_text(item)}" for item in value]
+            rest += [f"- {_words(name)}: {_text(item)}" for item in value]
         else:
-            lines.append(f"| {name} | {_text(value)} |")
+            lines.append(f"| {_words(name)} | {_text(value)} |")
     return "\n".join([*lines, *([""] if rest else []), *rest])
 
 
@@ -155,11 +158,8 @@ def _read(root: Path, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
 def _committed(root: Path, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for name in names:
         if name.endswith(".json"):
-            result = subprocess.run(
-                ["git", "show", f"HEAD:./{name}"], cwd=root, capture_output=True, check=False
-            )
-            if result.returncode == 0:
-                yield name, json.loads(result.stdout)
+            with contextlib.suppress(UserError):  # it is not in a commit, or there is none
+                yield name, json.loads(git(root, "show", f"HEAD:./{name}"))
 
 
 def _flat(documents: Iterable[tuple[str, Any]]) -> dict[str, dict[str, float]]:
@@ -186,5 +186,9 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return " ".join(text.split()).replace("|", "&#124;")
+    return _words(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _words(text: str) -> str:
+    """The words of others on one line: no markup, no link, no image, and no end of a cell."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found.group())};", " ".join(text.split()))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prlhf.infra.errors import UserError, UserErrors
+from prlhf.infra.io import require_place
 from prlhf.project.dvc import failure
 
 
@@ -79,7 +80,7 @@ def read(directory: Path, environment: Mapping[str, str]) -> Graph:
     """Ask DVC for the graph of the project in a directory.
 
     Raises:
-        UserError: There is no project, or DVC cannot read it.
+        UserError: There is no project, DVC cannot read it, or could not keep results in it.
     """
     result = subprocess.run(
         [sys.executable, "-P", __file__],
@@ -91,14 +92,17 @@ def read(directory: Path, environment: Mapping[str, str]) -> Graph:
         check=False,
     )
     if result.returncode:
-        raise UserError(failure(result.stderr.splitlines()), where=directory)
+        problem = failure(result.stderr.splitlines(), status=result.returncode)
+        raise UserError(problem, where=directory)
     found = json.loads(result.stdout)
     nodes = [
         Node(**node | {"needs": tuple(node["needs"]), "outs": tuple(node["outs"])})
         for node in found["nodes"]
     ]
+    root = Path(found["root"])
+    require_place(root, sorted({Path(out).parent for node in nodes for out in node.outs}))
     return Graph(
-        root=Path(found["root"]),
+        root=root,
         cache=Path(found["cache"]),
         metrics=tuple(found["metrics"]),
         uncached=tuple(found["uncached"]),

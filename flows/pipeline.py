@@ -99,18 +99,22 @@ def run(
         publish(copy.root, copy.metrics, before, made, report)
         if not state.is_completed():
             return state
+        ran = [node.name for node in graph.select(copy, targets)]
+        others = [node for node in copy.nodes.values() if node.name not in ran]
+        missing = any(not (copy.root / out).exists() for node in others for out in node.outs)
         name = workspaces.record(
             workspace,
             kept,
             ", ".join(f"{key}={value}" for key, value in changes.items()),
+            ran,
             copy.uncached,
             commands,
             logged(),
         )
         workspaces.remove(workspace)
-    return Completed(
-        message=f"{state.message}; kept as experiment {name} (`dvc exp apply {name}` restores it)"
-    )
+    also = ", and complains of other stages' results, which are not here" if missing else ""
+    restores = f"`dvc exp apply {name}` restores it{also}"
+    return Completed(message=f"{state.message}; kept as experiment {name} ({restores})")
 
 
 def changes_of(

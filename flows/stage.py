@@ -95,7 +95,7 @@ def reproduce(
             on_line(f"another DVC uses the same files: trying again in {BUSY_DELAY:g} s")
             time.sleep(BUSY_DELAY)
             continue
-        return Outcome(Kind.FAILED, f"error: {failure(lines, name)}")
+        return Outcome(Kind.FAILED, f"error: {failure(lines, name, status)}")
 
 
 def succeeded(lines: list[str]) -> Kind:

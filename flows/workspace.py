@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import re
 import shutil
@@ -23,7 +24,7 @@ from prlhf.data.ids import content_hash
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import write_text
 from prlhf.params.loading import overridden
-from prlhf.project.dvc import DVC, check_out, configure, environment, git, repository
+from prlhf.project.dvc import DVC, check_out, configure, environment, failure, git, repository
 
 PARAMS = "params.yaml"
 PLACE = Path(".dvc/tmp/flows")
@@ -86,14 +87,7 @@ def workspace(
         _populate(made, top, head)
         write_text(made.path / PARAMS, text)
         configure(made.root, made.path, cache)
-        status = commands.run(
-            [*DVC, "checkout", "--quiet", "--force", "--allow-missing"],
-            cwd=made.path,
-            environment=made.variables,
-            on_line=on_line,
-        )
-        if status:
-            raise UserError("dvc checkout failed", where=made.path, fix="see the log")
+        _dvc(made, commands, on_line, "checkout", "--quiet", "--force", "--allow-missing")
         yield made
 
 
@@ -101,6 +95,7 @@ def record(
     made: Workspace,
     name: str,
     message: str,
+    stages: Sequence[str],
     uncached: Sequence[str],
     commands: Commands,
     on_line: Callable[[str], None],
@@ -111,6 +106,8 @@ def record(
         made: The workspace.
         name: The experiment's name; what Git does not take becomes hyphens.
         message: Of the experiment's commit.
+        stages: Those that the run brought up to date. Others' results may be missing, in a new
+            clone, or made with other parameters: dvc.lock goes on saying of these what it said.
         uncached: Outputs that the commit has to hold, since DVC's cache does not.
         commands: What ends the processes.
         on_line: Called with what DVC says.
@@ -120,16 +117,12 @@ def record(
     """
     name = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
     also = [f"--include-untracked={path}" for path in uncached if (made.path / path).exists()]
-    status = commands.run(
-        [*DVC, "exp", "save", "--quiet", "--force", "--name", name, "--message", message, *also],
-        cwd=made.path,
-        environment=made.variables,
-        on_line=on_line,
-    )
+    how = ("--quiet", "--force", "--name", name, "--message", message, *also)
+    _dvc(made, commands, on_line, "exp", "save", *how, "--", *stages)
     refs = git(made.clone, "for-each-ref", "--format=%(refname)", "refs/exps").split()
     found = [ref for ref in refs if ref.rpartition("/")[2] == name and "/exec/" not in ref]
-    if status or not found:
-        raise UserError("dvc exp save failed", where=made.path, fix="see the log")
+    if not found:
+        raise UserError(f"dvc exp save made no experiment {name}", where=made.path)
     git(made.root, "fetch", "--quiet", "--no-tags", str(made.clone), f"+{found[0]}:{found[0]}")
     return name
 
@@ -139,15 +132,34 @@ def remove(made: Workspace) -> None:
     shutil.rmtree(made.clone, ignore_errors=True)
 
 
+def _dvc(
+    made: Workspace, commands: Commands, on_line: Callable[[str], None], *arguments: str
+) -> None:
+    """Run DVC in a workspace; `UserError` with what it says if it fails."""
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        on_line(line)
+
+    status = commands.run(
+        [*DVC, *arguments], cwd=made.path, environment=made.variables, on_line=keep
+    )
+    if status:
+        called = " ".join(["dvc", *itertools.takewhile(str.isalpha, arguments)])
+        raise UserError(f"{called} failed: {failure(lines, status=status)}", where=made.path)
+
+
 def _git_state(root: Path) -> tuple[Path, str]:
     try:
         return repository(root)
-    except UserError:
+    except UserError as error:
         raise UserError(
-            "a run with other parameters becomes a DVC experiment, which needs a Git commit",
+            "a run with other parameters becomes a DVC experiment, which starts from a Git commit: "
+            f"{error.problem}",
             where=root,
-            fix="commit first, or change params.yaml and run without overrides",
-        ) from None
+            fix=error.fix or "commit first, or change params.yaml and run without overrides",
+        ) from error
 
 
 def _populate(made: Workspace, top: Path, head: str) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FOREIGN = ("DVC_", "GIT_", "HF_", "OPENAI_", "PREFECT_", "PRLHF_", "TORCHELASTIC_", "TRANSFORMERS_")
 FOREIGN += ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TQDM_DISABLE")
 for _name in list(os.environ):
-    if _name.startswith(FOREIGN) and _name != "PRLHF_SHARED_DATA":
+    if _name.startswith(FOREIGN) and _name != "PRLHF_REAL_DATA":
         del os.environ[_name]
 
 pytest_plugins = ["data_fixtures"]

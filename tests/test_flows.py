@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
+import re
+from html import unescape
 from pathlib import Path
 
 import psutil
@@ -121,6 +123,44 @@ def test_drawings_of_a_report_carry_its_style():
     svg = base64.b64decode(url.partition(",")[2]).decode()
     assert "xmlns=" in svg
     assert ".a { fill: red }" in svg
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "</td><script>alert(1)</script>",
+        "![x](http://a.b/c)",
+        "[x](javascript:y)",
+        "a|b\n\n# c",
+        "`<b>`",
+    ],
+)
+def test_the_words_of_others_are_no_markup_in_artifacts(words):
+    from markdown_it import MarkdownIt
+
+    from flows.artifacts import Metrics, metrics_markdown, validation_markdown
+
+    pages = [
+        validation_markdown({"rows": {words: 1, "x": words}, "warnings": [words]}),
+        metrics_markdown({"m.json": {f"accuracy.{words}": 0.5}}, Metrics({}, {})),
+    ]
+    for page in pages:
+        html = MarkdownIt("commonmark").enable("table").render(page)
+        tags = set(re.findall(r"<([a-z0-9]+)", html))
+        assert tags <= {
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+            "ul",
+            "li",
+            "h3",
+            "p",
+            "strong",
+        }
+        assert " ".join(words.split()) in unescape(html)
 
 
 def test_the_table_of_metrics_has_the_headline_first_and_of_the_others_what_changed():

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from prlhf.ingest.files import READERS
 from prlhf.ingest.sources import SOURCES
+from prlhf.ingest.tables import READERS
 from prlhf.judging.judges import JUDGES
 from prlhf.models.user_model import KINDS
 from prlhf.params import DataParams, JudgeKind, JudgeParams, MethodParams, TrainParams

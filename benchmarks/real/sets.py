@@ -91,7 +91,7 @@ def read_examples(directory: Path, found: RealSet, base: Path, cache: Path) -> E
     kept = cache / found.name
     if not kept.is_dir():
         loaded = load_base(base, "auto")
-        lm = PersonalizedLM.reference(loaded, Encoder(loaded.tokenizer, **LIMITS))
+        lm = PersonalizedLM.reference(loaded, Encoder(loaded.chat, **LIMITS))
         with atomic_path(kept, directory=True) as partial:
             reference_pass(lm, [table], directory=partial)
     examples = Examples.of(table, load_reference(kept), by_text=found.by_text)

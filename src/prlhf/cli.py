@@ -28,8 +28,10 @@ from prlhf.infra.errors import (
     UserError,
     user_lines,
 )
-from prlhf.infra.progress import say
+from prlhf.infra.io import require_place
+from prlhf.infra.progress import quiet_libraries, say
 from prlhf.stages import STAGES, Stage
+from prlhf.stages.paths import FOLDERS
 
 if TYPE_CHECKING:
     from prlhf.params import Params
@@ -44,6 +46,7 @@ ENVIRONMENT = {
     # Arrow's allocator gives memory back at once: a tenth of the peak for a million pairs.
     "MIMALLOC_PURGE_DELAY": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
@@ -101,6 +104,8 @@ def run_stage(stage: Stage, method: str | None = None) -> None:
         with launch.process(params.launch.strategy):
             _run_here(stage, params, method)
         return
+    if "DVC_STAGE" in os.environ:
+        require_place(Path.cwd(), FOLDERS)
     label = f"{stage.name}@{method}" if method else stage.name
     started = time.monotonic()
     say(f"{label}: started")
@@ -278,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         # Bars that libraries draw by themselves would fill a log file.
         os.environ.setdefault("TQDM_DISABLE", "1")
+    quiet_libraries()
     signals.handle()
     sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
 

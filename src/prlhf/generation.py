@@ -12,19 +12,20 @@ from transformers import GenerationConfig, PreTrainedModel
 from prlhf.data import GENERIC
 from prlhf.data.prompts import PromptError, canonical_prompt, prompt_id
 from prlhf.infra.errors import UserError
-from prlhf.ingest.files import read_lines, read_values
+from prlhf.infra.kept import KeptWork
+from prlhf.ingest.files import LINES, PACKED, file_format, read_lines, read_values
 from prlhf.models.personalized import PersonalizedLM, Prompt
 from prlhf.sampling import Completion, decoding, sample
 
 FIELD: Final = "prompt"
 KEY: Final = "params.yaml: generate.prompts_path"
-FORMATS: Final = (".json", ".jsonl", ".parquet", ".txt")
+FORMATS: Final = (".json", *LINES, ".parquet", ".txt")
 
 
 def generate(
     lm: PersonalizedLM,
     prompts: Sequence[Prompt],
-    users: Sequence[str | None],
+    users: Sequence[str | int | None],
     texts: Sequence[str | None] | None = None,
     *,
     max_new_tokens: int = 256,
@@ -39,7 +40,8 @@ def generate(
     Args:
         lm: a trained model.
         prompts: text, or chat messages.
-        users: your own ids; an id that was not trained on, or None, gets the generic user's answer.
+        users: your own ids, in any spelling that ingestion would take for the same; None for
+            somebody who was not trained on, who gets the generic user's answer.
         texts: the users' texts, for models that read them (`text: true`), as in training; None for
             a user without one.
         max_new_tokens, temperature, top_p, repetition_penalty, no_repeat_ngram: see `generate` in
@@ -47,17 +49,19 @@ def generate(
         seed: seed of the sampling.
 
     Raises:
-        UserError: the lists differ in length, or there are texts for a model that reads none.
+        UserError: the lists differ in length, a user is unknown, or there are texts for a model
+            that reads none.
     """
     if len(prompts) != len(users):
         raise UserError(f"{len(prompts)} prompts but {len(users)} users", fix="give one each")
     texts = lm.encoder.given_texts(texts, len(prompts))
     requests = [
-        (lm.user_model.index(user), canonical_prompt(prompt))
-        for prompt, user in zip(prompts, users, strict=True)
+        (index, canonical_prompt(prompt))
+        for prompt, index in zip(prompts, lm.user_model.indices(users), strict=True)
     ]
     config = decoding(
-        lm.encoder.eos,
+        lm.encoder.chat.conventions.stops,
+        stop_texts=lm.encoder.chat.conventions.stop_texts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -65,7 +69,7 @@ def generate(
         no_repeat_ngram=no_repeat_ngram,
     )
     completions = complete(lm, requests, texts, config=config, seed=seed)
-    return [lm.encoder.decode(completion.ids) for completion in completions]
+    return [lm.encoder.chat.decode(completion.ids) for completion in completions]
 
 
 def complete(
@@ -77,6 +81,7 @@ def complete(
     seed: int = 0,
     batch_size: int = 32,
     label: str = "generate",
+    work: KeptWork | None = None,
 ) -> list[Completion]:
     """Answer (user index, canonical prompt) requests, with users mixed within a batch.
 
@@ -84,7 +89,7 @@ def complete(
         lm: a trained model.
         requests: whom to answer, and what.
         texts: the users' texts, as `Encoder.user_texts` gives them.
-        config, seed, batch_size, label: see `sample`.
+        config, seed, batch_size, label, work: see `sample`.
 
     Returns:
         One completion per request, in order.
@@ -109,6 +114,9 @@ def complete(
             seed=seed,
             batch_size=batch_size,
             label=label,
+            tokenizer=lm.base.tokenizer,
+            # Requests for one adapter have batches of their own.
+            work=None if work is None else work.part(str(served[0])),
         )
         done.update(zip(served, completions, strict=True))
     return [done[i] for i in range(len(requests))]
@@ -122,14 +130,14 @@ def read_prompts(path: Path) -> pd.DataFrame:
 
     Args:
         path: a JSON list, JSON lines, a Parquet table with a column `prompt`, or text with one
-            prompt per line; gzipped or not. A JSON value is a prompt (text, or a list of chat
+            prompt per line; packed or not. A JSON value is a prompt (text, or a list of chat
             messages), or an object with one under `prompt`.
 
     Raises:
         UserError: the file is missing, damaged or of an unknown format, something in it is not a
             prompt, or it holds no prompt.
     """
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    suffix = file_format(path)
     if not path.is_file():
         problem = "is not a file" if path.exists() else "no such file"
         raise UserError(problem, where=path, fix=f"see {KEY}")
@@ -137,7 +145,7 @@ def read_prompts(path: Path) -> pd.DataFrame:
         raise UserError(
             f"unknown kind of file {suffix or 'without a suffix'}",
             where=path,
-            fix=f"known: {', '.join(FORMATS)}, each also with .gz",
+            fix=f"known: {', '.join(FORMATS)}, each also with {' or '.join(PACKED)}",
         )
     found: dict[str, str] = {}
     for _, where, value in read_lines(path) if suffix == ".txt" else read_values(path, (FIELD,)):

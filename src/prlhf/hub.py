@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import torch
 from huggingface_hub import ModelCard
-from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +23,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from prlhf.infra.errors import UserError, loading
-from prlhf.infra.io import SOURCE, sha256, write_json
+from prlhf.infra.io import sha256
 from prlhf.infra.progress import quiet_transformers, say
 from prlhf.params import ModelParams
 from prlhf.params.training import TokenizerParams
@@ -52,6 +51,9 @@ TOKENIZER_FILES: Final = (
 """The files of a tokenizer; all are deleted before another one is written in its place."""
 
 WHERE: Final = "model.tokenizer"
+
+FLOATS: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that can be checked."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ def resolve_model(model: ModelParams, directory: Path) -> dict[str, Any]:
     Args:
         model: its name (in `BUILTIN`, a local directory or a hub id `org/name`), its revision and
             its tokenizer, if that is not its own.
-        directory: where `config.json`, weights and tokenizer go, and the returned record as
-            `prlhf_source.json`.
+        directory: where `config.json`, weights and tokenizer go.
 
     Returns:
         What the name resolved to: kind, name and the hash or commit that pins it.
@@ -117,7 +118,6 @@ def resolve_model(model: ModelParams, directory: Path) -> dict[str, Any]:
         record = _from_hub(name, model.revision, directory, own=model.tokenizer.name is None)
     if given := put_tokenizer(model.tokenizer, directory):
         record["tokenizer"] = given
-    write_json(directory / SOURCE, record)
     return record
 
 
@@ -192,6 +192,9 @@ def _pip_error(requirement: str, stderr: str) -> UserError:
     if "No module named pip" in stderr:
         problem = "is fetched by pip, which this environment lacks"
         fix = "run `python -m ensurepip`"
+    elif "SOCKS support" in stderr:
+        problem = "is fetched by pip, which lacks PySocks for the SOCKS proxy that is set"
+        fix = "unset ALL_PROXY and HTTPS_PROXY, or run `pip install pysocks` where you can"
     elif "DO NOT MATCH THE HASHES" in stderr:
         problem = "differs from the pinned hash: not the file this project was made with"
         fix = "check your package index; do not use that file"
@@ -231,13 +234,17 @@ def _load(name: str | Path, **options: Any) -> PreTrainedModel:
     """The complete model.
 
     Raises:
-        ValueError: weights are missing, which transformers would replace by random numbers.
+        ValueError: weights are missing, which transformers would replace by random numbers, or not
+            finite; or the model brings code of its own, which is never run.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
-        name, dtype="auto", output_loading_info=True, **options
+        name, dtype="auto", output_loading_info=True, trust_remote_code=False, **options
     )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    for key, weight in model.named_parameters():
+        if weight.dtype in FLOATS and not weight.isfinite().all():
+            raise ValueError(f"{key} holds NaN or infinity")
     return model
 
 
@@ -273,7 +280,9 @@ def _from_hub(name: str, revision: str | None, directory: Path, *, own: bool) ->
             where="model.name",
             fix="check the network, or set model.tokenizer.name to a model that has the same one",
         ):
-            AutoTokenizer.from_pretrained(name, revision=commit).save_pretrained(directory)
+            AutoTokenizer.from_pretrained(
+                name, revision=commit, trust_remote_code=False
+            ).save_pretrained(directory)
     record = {"kind": "hub", "name": name, "hub_id": name, "revision": revision, "commit": commit}
     if named := _license(name, commit):
         record["license"] = named
@@ -305,10 +314,11 @@ def put_tokenizer(source: TokenizerParams, directory: Path) -> dict[str, Any]:
         What it resolved to, for the model's record; empty if the model keeps its own.
 
     Raises:
-        UserError: it cannot be loaded, makes no tokens, has more tokens than the model, or its chat
-            template cannot be used.
+        UserError: it cannot be loaded, makes no tokens, or has more tokens than the model.
     """
     record: dict[str, Any] = {}
+    where = "model.name" if source.name is None else f"{WHERE}.name"
+    fix = f"set {WHERE}.name to a model that has the same one"
     if source.name is not None:
         tokenizer, record = _find_tokenizer(source.name, source.revision)
         for pattern in TOKENIZER_FILES:
@@ -316,25 +326,21 @@ def put_tokenizer(source: TokenizerParams, directory: Path) -> dict[str, Any]:
                 file.unlink()
         tokenizer.save_pretrained(directory)
     else:
-        with loading(
-            "the model has no tokenizer that can be loaded",
-            where="model.name",
-            fix=f"set {WHERE}.name to a model that has the same one",
-        ):
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    if not tokenizer("Why?", add_special_tokens=False)["input_ids"]:
+        with loading("the model has no tokenizer that can be loaded", where=where, fix=fix):
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+    with loading("the tokenizer makes no tokens of a text", where=where, fix=fix):
+        made = tokenizer("Why?", add_special_tokens=False)["input_ids"]
+    if not made:
         # Transformers returns such a tokenizer for a repository without tokenizer files.
         raise UserError(
-            "the tokenizer makes no tokens of a text: its files are missing",
-            where="model.name" if source.name is None else f"{WHERE}.name",
-            fix=f"set {WHERE}.name to a model that has the same one",
+            "the tokenizer makes no tokens of a text: its files are missing", where=where, fix=fix
         )
     if source.name is not None:
         _check_vocabulary(tokenizer, directory)
     if source.chat_template is not None:
-        template = CHAT_TEMPLATES.get(source.chat_template, source.chat_template)
-        _check_template(tokenizer, template)
-        tokenizer.chat_template = template
+        tokenizer.chat_template = CHAT_TEMPLATES.get(source.chat_template, source.chat_template)
         tokenizer.save_pretrained(directory)
         record["chat_template"] = source.chat_template
     elif not tokenizer.chat_template:
@@ -351,7 +357,9 @@ def _find_tokenizer(
     local = Path(name).expanduser()
     if local.is_dir():
         with loading("holds no tokenizer", where=f"{WHERE}.name"):
-            tokenizer = AutoTokenizer.from_pretrained(local, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                local, local_files_only=True, trust_remote_code=False
+            )
         return tokenizer, {"kind": "directory", "name": local.resolve().name}
     if revision is None:
         raise UserError(
@@ -362,7 +370,7 @@ def _find_tokenizer(
     say(f"base_model: fetching the tokenizer of {name} at {revision}")
     with _fetching(name, revision, where=f"{WHERE}.name"):
         commit = _commit(name, revision)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=commit)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=commit, trust_remote_code=False)
     return tokenizer, {"kind": "hub", "name": name, "revision": revision, "commit": commit}
 
 
@@ -375,18 +383,3 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, directory: Path) -> No
             where=f"{WHERE}.name",
             fix="name a model that has the same tokenizer",
         )
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    fix = f"use Jinja, or one of {', '.join(CHAT_TEMPLATES)}"
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "Why?"}],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-    except TemplateError as error:
-        raise UserError(str(error), where=f"{WHERE}.chat_template", fix=fix) from error
-    if "Why?" not in str(text):
-        raise UserError("leaves the prompt out", where=f"{WHERE}.chat_template", fix=fix)

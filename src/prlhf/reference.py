@@ -10,8 +10,9 @@ batch that an earlier pass computed need not be computed again, and the results 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,9 +29,10 @@ from prlhf.infra.progress import Progress, say
 from prlhf.models.base import Encoder
 from prlhf.models.packing import MAX_POSITIONS, MAX_ROWS, Row, bounded
 from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.scores import SomeScores
 
 CHUNK: Final = 64
-"""Batches that are encoded, divided among the processes and kept together."""
+"""Batches that are encoded, and divided among the processes, together."""
 
 
 class Request(NamedTuple):
@@ -170,8 +172,10 @@ def _score(
             places = iter(range(len(rows)))
             dealt = [[next(places) for _ in chunk[key]] for key in missing]
             responses = [sum(len(rows[i].responses) for i in each) for each in dealt]
+            starts = dict(zip(accumulate(responses, initial=0), missing, strict=False))
             turns = lm.deal(rows, dealt, progress)
-            scores = lm.collect(turns, sum(responses), features=features)
+            keep = None if cache is None else partial(_keep, cache, starts)
+            scores = lm.collect(turns, sum(responses), features=features, keep=keep)
             if not main:
                 continue
             computed = {"logps": scores.logps.split(responses)}
@@ -179,13 +183,19 @@ def _score(
                 computed["features"] = scores.features.split(responses)
             for place, key in enumerate(missing):
                 found[key] = {name: each[place] for name, each in computed.items()}
-                if cache is not None:
-                    cache.put(key, save(found[key]))
             for key, batch in chunk.items():
                 texts = [text_key(r.prompt, each, r.text) for r in batch for each in r.responses]
                 yield Scored(
                     texts, found[key]["logps"], found[key]["features"] if features else None
                 )
+
+
+def _keep(cache: ResultCache, keys: Mapping[int, str], part: SomeScores) -> None:
+    """Keep the results of a batch, whose key is that of its first response."""
+    scores = part.scores
+    kept = {"logps": scores.logps, "features": scores.features}
+    found = {name: each for name, each in kept.items() if each is not None}
+    cache.put(keys[int(part.where[0])], save(found))
 
 
 def _key(batch: Batch) -> str:

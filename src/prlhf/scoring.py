@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prlhf.data import GENERIC
 from prlhf.data.reference import text_key
+from prlhf.infra.kept import KeptWork
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UserModel
@@ -29,6 +30,7 @@ def score_pairs(
     *,
     validation: pd.DataFrame | None = None,
     reference_text: bool = False,
+    work: KeptWork | None = None,
 ) -> pd.DataFrame:
     """Implicit-reward margins of held-out pairs.
 
@@ -45,6 +47,7 @@ def score_pairs(
         name: of the method, shown with the progress.
         validation: pairs of seen users that settings are chosen by, and not reported on.
         reference_text: whether pi_ref reads users' texts, too.
+        work: see `PersonalizedLM.score`.
 
     Returns:
         Columns split, condition, those of the pair, chosen_logp, rejected_logp, ref_chosen_logp,
@@ -64,7 +67,7 @@ def score_pairs(
     user_texts = lm.encoder.user_texts(pairs)
     # To sort by; no user's text is empty.
     own = [text or "" for text in user_texts]
-    logps = _logps(lm, pairs, own, name)
+    logps = _logps(lm, pairs, own, name, work)
     seen_by_reference = user_texts if reference_text else [None] * len(pairs)
     for side in ("chosen", "rejected"):
         keys = zip(pairs["scored_as"], pairs["prompt"], own, pairs[side], strict=True)
@@ -79,7 +82,11 @@ def score_pairs(
 
 
 def _logps(
-    lm: PersonalizedLM, pairs: pd.DataFrame, user_texts: Sequence[str], name: str
+    lm: PersonalizedLM,
+    pairs: pd.DataFrame,
+    user_texts: Sequence[str],
+    name: str,
+    work: KeptWork | None,
 ) -> dict[tuple[int, str, str, str], float]:
     """log pi by (scored_as, prompt, user's text, response)."""
     texts: dict[tuple[int, str, str], set[str]] = {}
@@ -94,34 +101,40 @@ def _logps(
         Row(user, encode.prompt(prompt, own or None), [encode.response(r) for r in responses])
         for (user, prompt, own), responses in conditions
     )
-    scores = lm.score(rows, label=f"score {name}: pairs", total=len(conditions))
+    scores = lm.score(rows, label=f"score {name}: pairs", total=len(conditions), work=work)
     keys = [(*condition, text) for condition, responses in conditions for text in responses]
     return dict(zip(keys, scores.logps.tolist(), strict=True))
 
 
 def score_generations(
-    base: PersonalizedLM, generated: pd.DataFrame, name: str
+    base: PersonalizedLM, generated: pd.DataFrame, name: str, work: KeptWork | None = None
 ) -> tuple[pd.DataFrame, Tensor | None]:
     """Negative log-likelihood and features of generated texts under the base model, in one pass.
 
-    The likelihood leaves the end-of-sequence token out, which says something about length but not
+    The likelihood leaves the end mark out, which says something about length but not
     about fluency. The features include it, as those of the reference pass do.
 
     Args:
         base: `PersonalizedLM.reference(...)`.
         generated: columns generation_id, prompt, text.
         name: of the method, shown with the progress.
+        work: see `PersonalizedLM.score`.
 
     Returns:
         Columns generation_id, nll (nats, summed over tokens), tokens; and, in the main process, the
         mean last hidden state of each text, float16 [N, d].
     """
+    chat = base.encoder.chat
     rows = (
-        Row(GENERIC, base.encoder.prompt(prompt), [[*base.encoder.text(text), base.encoder.eos]])
+        Row(
+            GENERIC,
+            base.encoder.prompt(prompt),
+            [[*chat.text(text), *chat.conventions.closing]],
+        )
         for prompt, text in zip(generated["prompt"], generated["text"], strict=True)
     )
     label = f"score {name}: answers"
-    scores = base.score(rows, label=label, total=len(generated), features=True)
+    scores = base.score(rows, label=label, total=len(generated), features=True, work=work)
     assert scores.last is not None
     table = pd.DataFrame(
         {

@@ -18,13 +18,13 @@ from torch import Tensor
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import atomic_path
 from prlhf.infra.progress import say
-from prlhf.models.base import BaseModel, encode_messages, load_base
+from prlhf.models.base import BaseModel, load_base
 from prlhf.sampling import decoding, sample
 from prlhf.tasks import Recipe, built_in_tasks
 
 TEMPERATURE: Final = 0.7
 TOP_P: Final = 0.9
-BATCH_SIZE: Final = 64
+BATCH_SIZE: Final = 32
 
 
 def run(
@@ -88,11 +88,16 @@ def _answers(
     """For each question up to `keep` different answers, with their numbers of tokens."""
     found: dict[int, dict[str, int]] = {i: {} for i in questions}
     encoded = {
-        i: encode_messages(lm.tokenizer, _conversation(recipe, question))
+        i: lm.chat.conversation(_conversation(recipe, question))
         for i, question in questions.items()
     }
-    eos = int(lm.tokenizer.eos_token_id)
-    config = decoding(eos, max_new_tokens=recipe.max_tokens, temperature=TEMPERATURE, top_p=TOP_P)
+    config = decoding(
+        lm.chat.conventions.stops,
+        stop_texts=lm.chat.conventions.stop_texts,
+        max_new_tokens=recipe.max_tokens,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+    )
     for attempt in range(rounds):
         missing = [i for i, kept in found.items() for _ in range(keep - len(kept))]
         if not missing:
@@ -110,9 +115,10 @@ def _answers(
             seed=seed + 10_007 * attempt,
             batch_size=BATCH_SIZE,
             label=f"{label}, round {attempt + 1}",
+            tokenizer=lm.tokenizer,
         )
         for i, completion in zip(missing, completions, strict=True):
-            text = lm.tokenizer.decode(completion.ids, skip_special_tokens=True).strip()
+            text = lm.chat.decode(completion.ids)
             if completion.finished and recipe.accepts(text):
                 found[i].setdefault(text, len(completion.ids))
     return found

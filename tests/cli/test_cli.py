@@ -102,6 +102,27 @@ def test_help_explains_every_stage_and_command_on_a_line(capsys, monkeypatch):
     assert order == [stage.command for stage in STAGES]
 
 
+def test_what_libraries_warn_of_does_not_reach_the_terminal():
+    """Neither by `warnings` nor by a logger without a handler, unless Python is asked for it."""
+    code = (
+        "import logging, sys, types, warnings; from prlhf import cli\n"
+        "stage = types.ModuleType('prlhf.stages.report'); stage.PARAMS = ()\n"
+        "def run():\n"
+        "    import numpy, torch, transformers\n"
+        "    warnings.warn('divided by zero', RuntimeWarning); numpy.ones(1) / 0\n"
+        "    logging.getLogger('library').warning('is deprecated')\n"
+        "stage.run = run; sys.modules[stage.__name__] = stage\n"
+        "cli.main(['report'])"
+    )
+    shown = {}
+    for asked in ("", "default"):
+        process = python(code, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": asked})
+        _, shown[asked] = process.communicate()
+        assert process.returncode == 0
+    assert re.fullmatch(r"report: started\nreport: done in [\d.]+ s\n", shown[""])
+    assert "divided by zero" in shown["default"]
+
+
 def test_the_version_is_shown(capsys):
     assert cli.execute(["--version"]) == 0
     assert re.fullmatch(r"prlhf \d+\S+\n", capsys.readouterr().out)
@@ -169,6 +190,20 @@ def test_a_stage_says_that_it_starts_and_how_long_it_took(stage, capsys):
     assert started == "train@dpo: started"
     assert done.startswith("train@dpo: done in 0.")
     assert done.endswith(" s")
+
+
+def test_what_dvc_runs_checks_first_that_dvc_can_keep_the_result(
+    stage, workplace, capsys, monkeypatch, tmp_path_factory
+):
+    stage("ingest", lambda **_: None)
+    (workplace / ".git").mkdir()
+    (workplace / "data").symlink_to(tmp_path_factory.mktemp("disk"))
+    assert cli.execute(["ingest"]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("DVC_STAGE", "ingest")
+    assert cli.execute(["ingest"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data: leads to ")
 
 
 def test_underscores_are_hyphens(stage, capsys):

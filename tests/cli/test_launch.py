@@ -140,7 +140,7 @@ def test_a_process_ended_while_it_reports_leaves_no_half_report(tmp_path, monkey
 
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     monkeypatch.setattr("prlhf.infra.distributed.joined", lambda strategy: nullcontext())
-    monkeypatch.setattr("prlhf.infra.io._flush", terminated)
+    monkeypatch.setattr("prlhf.infra.io.flush", terminated)
     monkeypatch.setattr(launch, "_leave", leave)
     with pytest.raises(SystemExit) as ended, launch.process("ddp"):
         raise RuntimeError("gloo: closed")

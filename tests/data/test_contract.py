@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from prlhf import data
 from prlhf.data import prompts
+from prlhf.data.identity import VISIBLE
 from prlhf.data.ids import content_hash
 from prlhf.infra.errors import UserError
 
@@ -72,7 +74,7 @@ def test_the_opening_of_a_dialogue(prompt: list[dict[str, str]], kept: int):
     assert prompts.openings(column).to_pylist() == [expected, expected]
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip))
+@given(st.text(st.characters(exclude_categories=["Cs"])).filter(re.compile(VISIBLE).search))
 def test_text_survives_verbatim(text):
     prompt = prompts.canonical_prompt(text)
     assert prompts.messages(prompt) == [{"role": "user", "content": text}]

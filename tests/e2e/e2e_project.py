@@ -190,15 +190,16 @@ class Project:
         return {out["path"]: out["md5"] for out in outs if out["path"] != "reports/data_docs"}
 
     def not_kept(self) -> set[str]:
-        """The stages whose runs DVC does not keep for later: those with an uncached output."""
+        """The stages whose runs DVC does not keep for later, by their outputs."""
         stages = YAML(typ="safe").load(self / "dvc.yaml")["stages"]
-        uncached = {
+        found = {
             name
             for name, stage in stages.items()
             for out in [*stage.get("outs", []), *stage.get("metrics", [])]
-            if isinstance(out, dict) and not all(each.get("cache", True) for each in out.values())
+            for how in (out.values() if isinstance(out, dict) else [])
+            if how.get("persist") or not how.get("cache", True)
         }
-        return {name for name in STAGES if name.partition("@")[0] in uncached}
+        return {name for name in STAGES if name.partition("@")[0] in found}
 
     def forget(self, stage: str, *outputs: str) -> None:
         """Make DVC know nothing of a stage's results, as if it had never run."""
@@ -217,7 +218,7 @@ RESULTS += ("data/judged",)
 RESULTS += ("models", "reports/curves", "reports/plots", "reports/metrics.json")
 RESULTS += ("reports/headline.json",)
 RESULTS += ("reports/evaluation.json", "reports/per_user.csv", "reports/per_user_wins.csv")
-RESULTS += ("reports/pretrain.json",)
+RESULTS += ("reports/pretrain.json", "reports/reference.json")
 RESULTS += ("reports/validation.json", "reports/report.html")
 """All that the pipeline makes, but for Data Docs, whose pages name the time."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from e2e_data import feedback, write_feedback
+from e2e_data import ROOT, feedback, write_feedback
 from e2e_project import Project
 
 pytestmark = pytest.mark.e2e
@@ -137,3 +138,43 @@ def test_too_many_faulty_rows_stop_the_validation(own_data: Project):
     assert line.endswith("(details: .cache/validation/)")
     assert (own_data / ".cache/validation/quarantine.csv").exists()
     assert own_data.digests("data/prepared", "reports") == earlier
+
+
+def test_refused_data_leave_the_results_of_earlier_ones_under_dvc(own_data: Project):
+    """DVC deletes a stage's outputs before it runs it, but for those that are to stay."""
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, own_data.path)
+    shutil.copytree(ROOT / "src", own_data / "src")
+    for name in ("data", "reports"):
+        shutil.rmtree(own_data / name)
+    own_data.run("git", "init", "--quiet")
+    own_data.run("dvc", "init", "--quiet")
+    assert own_data.run("dvc", "repro", "validate").ran == ["ingest", "validate"]
+    earlier = own_data.digests("data/prepared", "reports")
+    known = own_data.locked()
+
+    sound = (own_data / "feedback.jsonl").read_bytes()
+    write_feedback(own_data, [row | {"rejected": row["chosen"]} for row in feedback()])
+    refused = own_data.run("dvc", "repro", "validate", status=255)
+    assert refused.ran == ["ingest", "validate"]
+    assert len(refused.errors) == 1
+    assert own_data.digests("data/prepared", "reports") == earlier
+    assert own_data.locked() == known | {"data/ingested": own_data.locked()["data/ingested"]}
+
+    malformed(own_data / "feedback.jsonl")
+    own_data.run("dvc", "repro", "validate", status=255)
+    assert own_data.digests("data/prepared", "reports") == earlier
+
+    # With the old data again, all is as it was, and with more of them nothing old is left.
+    (own_data / "feedback.jsonl").write_bytes(sound)
+    assert own_data.run("dvc", "repro", "validate").ran == []
+    assert own_data.digests("data/prepared", "reports") == earlier
+    extra = {"user_id": "zoe", "prompt": "say ash", "chosen": "no", "rejected": "no"}
+    write_feedback(own_data, [*feedback(), extra])
+    assert "validate" in own_data.run("dvc", "repro", "validate").ran
+    now = own_data.digests("data/prepared", "reports")
+    assert now["data/prepared/quarantine.parquet"] != earlier["data/prepared/quarantine.parquet"]
+    assert {name for name in now if "data_docs" not in name} == {
+        name for name in earlier if "data_docs" not in name
+    }
+    assert list(own_data.path.rglob(".*.partial*")) == []

@@ -143,6 +143,32 @@ def test_a_run_with_overrides_becomes_an_experiment_and_changes_nothing(project:
     assert project.flow().out == "4 stages: 4 unchanged\n"
 
 
+def test_a_part_with_overrides_runs_in_a_new_clone(finished_flow: FlowProject, tmp_path: Path):
+    clone = FlowProject(tmp_path / "project", finished_flow.source)
+    clone.server = finished_flow.server
+    git(finished_flow, "clone", "--quiet", str(finished_flow.path), str(clone.path))
+    result = clone.flow("side@a", "--set", "train.alpha=0.125")
+    [name] = re.findall(r"kept as experiment ([\w-]+) \(", result.out)
+    assert git(clone, "status", "--porcelain") == ""
+    assert "complains of other stages' results, which are not here" in result.out
+    clone.run("dvc", "exp", "apply", name, status=255)
+    assert "alpha: 0.125 " in (clone / "side-a.txt").read_text()
+    # What did not run is recorded as it was, not as if it had run with other parameters.
+    assert git(clone, "diff", "--stat", "--", "dvc.lock")
+    assert clone.flow("side@a").out == "2 stages: 2 unchanged\n"
+    assert clone.flow().out == "4 stages: 2 ran, 2 unchanged\n"
+
+
+def test_a_link_out_of_the_project_is_told_before_anything_runs(project: FlowProject):
+    (project / "reports").rename(project.path.with_name("elsewhere"))
+    (project / "reports").symlink_to(project.path.with_name("elsewhere"))
+    project.script(GOOD + "echo again\n")
+    result = project.flow(status=1)
+    [line] = result.errors
+    assert line.startswith("error: reports: leads to ")
+    assert "Running stage" not in result.out + result.err
+
+
 def test_wrong_overrides_are_told_before_anything_runs(project: FlowProject):
     result = project.flow("--set", "train.alhpa=1", status=1)
     assert result.errors == ["error: train.alhpa: unknown key (did you mean train.alpha?)"]
@@ -188,9 +214,29 @@ def test_a_killed_run_leaves_no_process_and_the_next_goes_on(
     assert "4 stages: " in project.flow(*overrides).out
 
 
-def test_it_works_without_a_server(project: FlowProject):
+def test_it_works_without_a_server_and_behind_a_proxy(
+    project: FlowProject, monkeypatch: pytest.MonkeyPatch
+):
     project.server = None
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     project.script(GOOD + "echo again\n")
     result = project.flow()
     assert result.out == "4 stages: 1 ran, 3 unchanged\n"
     assert "again\n" in result.err + result.out
+
+
+def test_a_server_that_cannot_start_ends_the_run_with_its_reason(
+    project: FlowProject, tmp_path: Path
+):
+    project.server = None
+    home = tmp_path / "state" / "prefect"
+    home.mkdir(parents=True)
+    (home / "prefect.db").write_text("no database, but long enough to be looked at" * 99)
+    result = project.flow(status=2)
+    [line] = result.errors
+    assert line.startswith("error: Prefect's server exited with 3: ")
+    assert "file is not a database" in line
+    assert "Traceback" not in result.err

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 import naive
 from personal import personalise
@@ -24,8 +29,9 @@ USERS = [1, 2, 0, 0]
 def decode(
     lm: PersonalizedLM,
     *,
-    eos: int = 1,
+    eos: int | list[int] = 1,
     seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     batch_size: int = 8,
     prompts: list[list[int]] = PROMPTS,
     users: list[int] = USERS,
@@ -35,10 +41,11 @@ def decode(
         lm.lm,
         [lm.user_model.tokens + len(prompt) for prompt in prompts],
         lambda row: lm.prefix(users[row], prompts[row]),
-        config=decoding(eos, **how),
+        config=decoding(eos if isinstance(eos, list) else [eos], **how),
         seed=seed,
         batch_size=batch_size,
         label="test",
+        tokenizer=tokenizer,
     )
 
 
@@ -81,6 +88,39 @@ def test_an_answer_ends_before_its_end_of_sequence_token(lm: PersonalizedLM) -> 
             assert got == Completion(ids[: ids.index(eos)], finished=True)
         else:
             assert got == Completion(ids, finished=False)
+
+
+def test_any_of_several_tokens_ends_an_answer(lm: PersonalizedLM) -> None:
+    greedy = {"max_new_tokens": 24, "temperature": 0}
+    whole = [completion.ids for completion in decode(lm, **greedy)]
+    stops = sorted({whole[0][5], whole[1][2], whole[2][9]})
+    for ids, got in zip(whole, decode(lm, **greedy, eos=stops), strict=True):
+        ends = [ids.index(stop) for stop in stops if stop in ids]
+        assert got == Completion(ids[: min(ends, default=None)], finished=bool(ends))
+
+
+def test_words_end_an_answer(lm: PersonalizedLM) -> None:
+    """In a template that marks turns by words; each token is a byte."""
+    greedy = {"max_new_tokens": 24, "temperature": 0}
+    tokenizer = lm.base.tokenizer
+    whole = [completion.ids for completion in decode(lm, **greedy)]
+    pairs = [
+        (row, at, text)
+        for row, ids in enumerate(whole)
+        for at in range(3, 9)
+        if len(text := tokenizer.decode(ids[at : at + 2])) == 2 and text.isprintable()
+    ]
+    assert pairs
+    for row, _, text in pairs[:3]:
+        stops = {"stop_texts": [text], "tokenizer": tokenizer}
+        for place, got in enumerate(decode(lm, **greedy, **stops)):
+            said = tokenizer.decode(whole[place])
+            assert got.finished == (text in said), (row, place)
+            if got.finished:
+                before, _, _ = said.partition(text)
+                assert tokenizer.decode(got.ids) == before + text
+            else:
+                assert got.ids == whole[place]
 
 
 def test_an_answer_of_nothing(lm: PersonalizedLM) -> None:
@@ -189,7 +229,7 @@ def test_the_models_own_generation_defaults_do_not_interfere(lm: PersonalizedLM)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_the_equivalent_configuration(temperature: float) -> None:
     config = decoding(
-        1,
+        [1],
         max_new_tokens=9,
         temperature=temperature,
         top_p=0.8,
@@ -199,7 +239,7 @@ def test_the_equivalent_configuration(temperature: float) -> None:
     assert config.max_new_tokens == 9
     assert config.do_sample == (temperature > 0)
     assert (config.repetition_penalty, config.no_repeat_ngram_size) == (1.2, 3)
-    assert (config.eos_token_id, config.pad_token_id) == (1, 1)
+    assert (config.eos_token_id, config.pad_token_id) == ([1], 1)
     if temperature:
         assert (config.temperature, config.top_p, config.top_k) == (0.7, 0.8, 0)
 
@@ -207,15 +247,25 @@ def test_the_equivalent_configuration(temperature: float) -> None:
 def test_users_are_told_apart_by_the_callers_ids(lm: PersonalizedLM) -> None:
     greedy = {"max_new_tokens": 6, "temperature": 0}
     question = "Why?"
-    ann, bob, stranger, nobody = generate(lm, [question] * 4, ["ann", "bob", "zoe", None], **greedy)
-    assert stranger == nobody
+    ann, bob, nobody = generate(lm, [question] * 3, ["ann", "bob", None], **greedy)
     assert len({ann, bob, nobody}) == 3
+    assert generate(lm, [question] * 2, [" ann\u200b", "bob\n"], **greedy) == [ann, bob]
+    with pytest.raises(UserError) as caught:
+        generate(lm, [question] * 3, ["ann", "zoe", 17], **greedy)
+    assert str(caught.value) == (
+        "users: not among the 3 users that the model knows: 'zoe', '17' "
+        "(None stands for somebody it has not met)"
+    )
     completions = complete(
         lm,
         [(index, canonical_prompt(question)) for index in (1, 2, 0)],
-        config=decoding(lm.encoder.eos, **greedy),
+        config=decoding(lm.encoder.chat.conventions.stops, **greedy),
     )
-    assert [lm.encoder.decode(completion.ids) for completion in completions] == [ann, bob, nobody]
+    assert [lm.encoder.chat.decode(completion.ids) for completion in completions] == [
+        ann,
+        bob,
+        nobody,
+    ]
 
 
 def test_prompts_may_be_conversations(lm: PersonalizedLM) -> None:
@@ -241,7 +291,7 @@ def test_what_users_say_stands_between_their_tokens_and_the_prompt(
     lm = personalise(tiny_base, kind, max_user_text=40)
     steps = 12
     greedy = {"max_new_tokens": steps, "temperature": 0}
-    users = ["cyd", "cyd", "cyd", "zoe", None]
+    users = ["cyd", "cyd", "cyd", None, None]
     texts = ["I am new.", "I know it all.", " ", "I am new.", None]
     got = generate(lm, ["Why?"] * 5, users, texts, **greedy)
     assert len(set(got)) == (5 if kind == "individual" else 3)
@@ -259,7 +309,7 @@ def test_what_users_say_stands_between_their_tokens_and_the_prompt(
                 if kind == "individual":
                     inputs = torch.cat([embedding(index), inputs])
                 ids.append(int(exact.lm(inputs_embeds=inputs[None]).logits[0, -1].argmax()))
-        assert answer == lm.encoder.decode(ids)
+        assert answer == lm.encoder.chat.decode(ids)
 
 
 def test_texts_for_a_model_that_reads_none(lm: PersonalizedLM) -> None:

@@ -64,7 +64,7 @@ def test_lines_of_text_and_a_table(work):
         (
             "a.csv",
             "prompt\na",
-            "a.csv: unknown kind of file .csv (known: .json, .jsonl, .parquet, ",
+            "a.csv: unknown kind of file .csv (known: .json, .jsonl, .ndjson, .parquet, ",
         ),
         ("a.txt.gz", "no gzip", "a.txt.gz: is not a whole gzip file: "),
         ("b/a.json", "[]", "b: is not a file (see params.yaml: generate.prompts_path)"),

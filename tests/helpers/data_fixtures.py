@@ -62,6 +62,7 @@ def rules() -> Callable[..., ValidateParams]:
     def make(**changes: Any) -> ValidateParams:
         section = {
             "min_users": 2,
+            "keep_ids": [],
             "min_pairs_per_user": 2,
             "max_prompt_chars": 2000,
             "max_response_chars": 1000,

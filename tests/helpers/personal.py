@@ -99,7 +99,7 @@ def personalise(
             base_name="tiny",
             seed=1,
         )
-    encoder = Encoder(base.tokenizer, 64, 32, max_user_text)
+    encoder = Encoder(base.chat, 64, 32, max_user_text)
     lm = PersonalizedLM(base, model, random_user_model(kind, base.hidden_size), encoder)
     if lora:
         randomise_adapter(lm)

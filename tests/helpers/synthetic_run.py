@@ -17,8 +17,14 @@ import torch
 from safetensors.torch import save_file
 
 from prlhf.data.ids import content_hash
-from prlhf.data.reference import Scored, save_reference, text_key
-from prlhf.infra.io import atomic_path, write_json, write_parquet, write_text
+from prlhf.data.reference import (
+    SET_ASIDE,
+    SET_ASIDE_COLUMNS,
+    Scored,
+    save_reference,
+    text_key,
+)
+from prlhf.infra.io import write_json, write_parquet, write_text
 from prlhf.reference import distinct_texts
 
 SUBJECTS = ("tea", "rain", "shoes", "sleep", "bread", "trains", "owls", "paint", "maps", "soap")
@@ -113,6 +119,8 @@ def write_run(
         ignore_index=True,
     )
     write_parquet(root / "data/prepared/users.parquet", users)
+    nothing = pd.DataFrame(columns=list(SET_ASIDE_COLUMNS))
+    write_parquet(root / "data/reference" / SET_ASIDE, nothing)
     write_json(
         root / "data/prepared/dataset.json",
         {"name": task or "local", "source": "builtin", "task": task, "rows": len(held_out)},
@@ -205,8 +213,7 @@ def write_features(root: Path) -> None:
     keys = [text_key(prompt, text) for prompt, _, found in texts for text in found]
     values = torch.cat([_features(found) for _, _, found in texts])
     part = Scored(keys, torch.zeros(len(keys)), values.half())
-    with atomic_path(root / "data/reference", directory=True) as folder:
-        save_reference(folder, [part], texts=len(keys), width=values.shape[1])
+    save_reference(root / "data/reference", [part], texts=len(keys), width=values.shape[1])
     for path in (root / "data/generated").glob("*.parquet"):
         found = _features(list(pd.read_parquet(path)["text"])).half()
         out = root / "data/scores" / path.stem / "features.safetensors"

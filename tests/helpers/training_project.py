@@ -16,7 +16,7 @@ from personal import START
 from preferences import optimizer_params, train_params
 from prlhf.data import index_users
 from prlhf.data.prompts import canonical_prompt
-from prlhf.data.reference import LOGPS, text_key
+from prlhf.data.reference import LOGPS, SET_ASIDE, SET_ASIDE_COLUMNS, text_key
 from prlhf.infra.io import write_json, write_parquet
 from prlhf.models.pretrained import Pretrained
 from prlhf.params import MethodParams, ModelParams, RewardTrainParams, TokenizerParams, TokenParams
@@ -81,6 +81,8 @@ def lay_out(
     )
     logps = pd.DataFrame({"text": keys, "logp": -40.0})
     write_parquet(root / "data/reference" / LOGPS, logps)
+    nothing = pd.DataFrame(columns=list(SET_ASIDE_COLUMNS))
+    write_parquet(root / "data/reference" / SET_ASIDE, nothing)
     known = root / "models/user_model"
     shutil.rmtree(known, ignore_errors=True)
     known.mkdir(parents=True)
@@ -111,7 +113,7 @@ def train_reward(name: str, kind: str, **optimizer: Any) -> Path:
 def _sections(name: str, kind: str, optimizer: dict[str, Any]) -> dict[str, Any]:
     """What both stages read."""
     options = {"micro_batch_size": 2, "batch_size": 2, "eval_every": 1.0, **optimizer}
-    own = TokenizerParams(name=None, revision=None, chat_template=None)
+    own = TokenizerParams(name=None, revision=None, chat_template=None, date="2025-01-01")
     return {
         "seed": 3,
         "model": ModelParams(name="tiny", revision=None, tokenizer=own, dtype="float32"),

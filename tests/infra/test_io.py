@@ -1,9 +1,13 @@
 """Files appear whole or not at all; tables and hashes come back as they went in."""
 
+import errno
+import itertools
 import json
 import math
 import os
 import pickle
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -212,17 +216,72 @@ def test_json_written_is_what_json_reads(tmp_path):
     assert json.loads((tmp_path / "v.json").read_bytes()) == value
 
 
-def test_what_a_killed_process_left_is_removed_when_nobody_writes_to_it(tmp_path):
-    final = tmp_path / "reference"
-    dead, alive, other = (
-        tmp_path / name for name in (".reference.1.partial", ".reference.2.partial", ".x.3.partial")
-    )
-    for left in (dead, alive, other):
-        left.mkdir()
-        (left / "features").write_bytes(b"half")
-        for path in (left / "features", left):
-            os.utime(path, (0, 0))
-    os.utime(alive / "features")  # its directory is as old as ever
-    with atomic_path(final, directory=True) as directory:
-        (directory / "features").write_bytes(b"whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, other.name, "reference"]
+def left_behind(path: Path, *, age: float = 0.0, directory: bool = False) -> Path:
+    """What a killed process left."""
+    if directory:
+        path.mkdir()
+        (path / "features").write_bytes(b"half")
+    else:
+        path.write_bytes(b"half")
+    then = time.time() - age
+    for each in [*path.rglob("*"), path]:
+        os.utime(each, (then, then))
+    return path
+
+
+def test_what_killed_processes_left_goes_when_there_is_something_to_write(tmp_path):
+    left_behind(tmp_path / ".table.1.partial.json", age=60)
+    left_behind(tmp_path / ".table.2.partial.json.old", age=60, directory=True)
+    other = left_behind(tmp_path / ".x.3.partial.json", age=60)
+    write_json(tmp_path / "table.json", {})
+    assert names(tmp_path) == [other.name, "table.json"]
+
+    left_behind(tmp_path / ".reference.1.partial", age=60, directory=True)
+    left_behind(tmp_path / ".reference.2.partial.old", age=60, directory=True)
+    with atomic_path(tmp_path / "reference", directory=True):
+        pass
+    assert names(tmp_path) == [other.name, "reference", "table.json"]
+
+
+def test_what_a_living_process_writes_to_is_left_alone(tmp_path):
+    target = tmp_path / "reference"
+    for directory in (True, False):
+        with atomic_path(target, directory=directory) as mine:
+            os.utime(mine, (0, 0))
+            with atomic_path(target, directory=directory):
+                assert mine.exists()
+            assert mine.exists()
+    assert names(tmp_path) == ["reference"]
+
+
+def test_where_there_are_no_locks_only_age_tells(tmp_path, monkeypatch):
+    def unsupported(descriptor, operation):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr("prlhf.infra.io.fcntl.flock", unsupported)
+    left_behind(tmp_path / ".reference.1.partial", age=2 * 86400, directory=True)
+    maybe = left_behind(tmp_path / ".reference.2.partial", age=3600, directory=True)
+    os.utime(maybe, (0, 0))  # what is in it is younger
+    with atomic_path(tmp_path / "reference", directory=True):
+        pass
+    assert names(tmp_path) == [maybe.name, "reference"]
+
+
+def test_sigkill_at_any_moment_leaves_the_old_or_the_new(tmp_path):
+    """A file of one letter, over and over: never one of two, of none, or half of it."""
+    path = tmp_path / "file"
+    write_text(path, "a" * 100_000)
+    for pause in np.random.default_rng(1).uniform(0, 0.03, 12):
+        child = os.fork()
+        if child == 0:
+            for letter in itertools.cycle("bcd"):
+                write_text(path, letter * 100_000)
+        time.sleep(pause)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = path.read_text()
+        assert found == found[0] * 100_000
+    for left in tmp_path.glob(".*"):
+        os.utime(left, (0, 0))
+    write_text(path, "z")
+    assert names(tmp_path) == ["file"]

@@ -12,6 +12,7 @@ from preferences import prepared_pairs, some_pairs
 from prlhf.infra import distributed
 from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder
+from prlhf.models.conventions import chat_tokenizer
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.reference import reference_pass
 from prlhf.training.order import FILLER, PreferenceSampler, Visit, VisitedExamples
@@ -23,7 +24,7 @@ def as_rank(monkeypatch):
     """Be one of several processes, as far as counting goes."""
 
     def become(rank: int, size: int) -> None:
-        monkeypatch.setattr(distributed, "_rank", lambda: rank)
+        monkeypatch.setattr(distributed, "process_rank", lambda: rank)
         monkeypatch.setattr(distributed, "world_size", lambda: size)
 
     return become
@@ -76,7 +77,7 @@ def test_an_epoch_is_filled_up_with_pairs_that_count_for_nothing():
 
 
 def test_layers_are_spread_out_and_what_is_used_alone_is_not(alone):
-    base = BaseModel(tiny_llama(), tiny_tokenizer(), path=None, source={})
+    base = BaseModel(tiny_llama(), chat_tokenizer(tiny_tokenizer()), path=None, source={})
     rows = [pair.row(pair.user_index) for pair in some_pairs(4)]
     whole = personalise(base)
     wanted = whole(whole.pack(rows)).logps
@@ -113,7 +114,7 @@ def test_only_the_main_process_has_features_and_writes_them(
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
     monkeypatch.setattr(dist, "reduce", lambda tensor, dst: None)
     monkeypatch.setattr(distributed, "broadcast", lambda value: value)
-    lm = PersonalizedLM.reference(tiny_base, Encoder(tiny_base.tokenizer, 64, 16))
+    lm = PersonalizedLM.reference(tiny_base, Encoder(tiny_base.chat, 64, 16))
     rows = [pair.row(0) for pair in some_pairs(3)]
     for rank in (0, 1):
         as_rank(rank, 2)

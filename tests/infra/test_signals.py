@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -45,6 +47,47 @@ def test_a_task_that_is_terminated_cleans_up_before_the_command_ends():
     finally:
         signal.signal(signal.SIGTERM, kept)
     assert cleaned == ["what comes after the signal still runs"]
+
+
+def compute() -> None:
+    """Half a second of it at least, whatever fails within."""
+    end = time.process_time() + 0.5
+    while time.process_time() < end:
+        with contextlib.suppress(Exception):
+            raise ValueError
+
+
+def test_a_block_that_computes_too_long_ends_in_the_error_given():
+    def before(number: int, frame: object) -> None:
+        raise AssertionError("the limit is over with its block")
+
+    kept = signal.signal(signal.SIGPROF, before)
+    try:
+        late = LookupError("too long")
+        with pytest.raises(LookupError) as caught, signals.time_limit(0.05, late):
+            compute()
+        assert caught.value is late
+        assert signal.getsignal(signal.SIGPROF) is before
+        assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+        with signals.time_limit(3600, LookupError()):
+            assert signal.getitimer(signal.ITIMER_PROF)[0] > 0
+        compute()
+    finally:
+        signal.signal(signal.SIGPROF, kept)
+
+
+def test_a_thread_has_no_limit():
+    ended: list[bool] = []
+
+    def limited() -> None:
+        with signals.time_limit(0.05, LookupError()):
+            compute()
+            ended.append(True)
+
+    thread = threading.Thread(target=limited)
+    thread.start()
+    thread.join()
+    assert ended == [True]
 
 
 def test_what_nohup_ignores_is_known():

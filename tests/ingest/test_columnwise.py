@@ -21,8 +21,8 @@ from prlhf.data import prompts
 from prlhf.data.ids import content_hash, content_hashes
 from prlhf.ingest import columnar, sources
 from prlhf.ingest.columns import contract_rows
-from prlhf.ingest.files import read_file
 from prlhf.ingest.sources import read_local
+from prlhf.ingest.tables import read_file
 from prlhf.validation import prepare
 from prlhf.validation.suite import Check, NarrowPandasExecutionEngine, Validator
 
@@ -205,7 +205,7 @@ def test_malformed_messages_are_left_to_be_named(chat):
     assert prompts.message_prompts(pa.chunked_array([pa.array([chat])])) is None
 
 
-@given(st.lists(texts.filter(str.strip) | chats.filter(lambda chat: canonical(chat) is not None)))
+@given(st.lists((texts | chats).filter(lambda prompt: canonical(prompt) is not None)))
 def test_lengths_of_canonical_prompts(found):
     column = [prompts.canonical_prompt(prompt) for prompt in found]
     lengths = prompts.prompt_lengths(pa.chunked_array([pa.array(column, pa.large_string())]))

@@ -18,13 +18,13 @@ from prlhf.infra.errors import UserError
 from prlhf.infra.io import write_parquet
 from prlhf.ingest import columnar
 from prlhf.ingest.columns import contract_rows
-from prlhf.ingest.files import read_file
 from prlhf.ingest.sources import read_local
+from prlhf.ingest.tables import read_file
 
 HEADER = ["user_id", "prompt", "chosen", "rejected", "weight", "group", "note"]
 GOOD = ["ann", "Why?", "Because.", "No.", "1.5", "a", ""]
 ROW = ",".join(GOOD)
-WORDS = ["NA", "null", "None", "nan", "NaN", "#N/A", "true", "2020-01-01", "007", "1e5", "0x10"]
+WORDS = ["NA", "null", "None", "nan", "NaN", "#N/A", "true", "2020-01-01", "007", "1e5e", "0x10"]
 
 MAPPING: dict[str, str | None] = {
     **{name: name for name in HEADER[:-1]},

@@ -1,4 +1,4 @@
-"""Real people's choices, where they are at hand: PRLHF_SHARED_DATA names the directory."""
+"""Real people's choices, where they are at hand: PRLHF_REAL_DATA names the directory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def ran(work: Path) -> Callable[[str], Ran]:
     """The summary and the tables of a data set under its experiment's settings."""
 
     def run(name: str) -> Ran:
-        directory = os.environ.get("PRLHF_SHARED_DATA")
+        directory = os.environ.get("PRLHF_REAL_DATA")
         path = ROOT / (directory or "") / name / "pairs.jsonl.gz"
         if directory is None or not path.exists():
-            pytest.skip(f"PRLHF_SHARED_DATA names no directory with {name}/pairs.jsonl.gz")
+            pytest.skip(f"PRLHF_REAL_DATA names no directory with {name}/pairs.jsonl.gz")
         changes = experiments.overrides(f"real-{name}", ROOT / "experiments")
         text = overridden(ROOT / "params.yaml", changes | {"data.path": str(path)})
         (work / "params.yaml").write_text(text, encoding="utf-8")
@@ -77,10 +77,16 @@ def test_votes_on_statements_are_divided_by_statement(ran):
     assert users["few"].mean() < 0.02
 
 
-@pytest.mark.parametrize(("name", "rows", "few"), [("llmfao", 4929, 6), ("crowdrag25", 6760, 3)])
-def test_choices_between_answers_are_divided_by_prompt(ran, name, rows, few):
+@pytest.mark.parametrize(
+    ("name", "rows", "few", "empty"),
+    # One of the language models answered with nothing but a zero-width space.
+    [("llmfao", 4929, 6, {"empty_chosen": 3, "empty_rejected": 70}), ("crowdrag25", 6760, 3, {})],
+)
+def test_choices_between_answers_are_divided_by_prompt(ran, name, rows, few, empty):
     summary, tables = ran(name)
     assert summary["rows"]["ingested"] == rows
-    assert set(by_reason(summary)) == {"duplicate", "contradiction"}
+    found = by_reason(summary)
+    assert set(found) == {"duplicate", "contradiction", *empty}
+    assert found | empty == found
     assert summary["users"]["few"] == few
     assert not set(tables["train"]["prompt_id"]) & set(tables["test"]["prompt_id"])

@@ -13,8 +13,8 @@ from prlhf.data import ROW_COLUMNS
 from prlhf.infra.errors import UserError
 from prlhf.ingest.columnar import read_columns
 from prlhf.ingest.columns import contract_rows
-from prlhf.ingest.files import read_file
 from prlhf.ingest.sources import read_local
+from prlhf.ingest.tables import read_file
 from prlhf.project.feedback import append
 from prlhf.stages import ingest, validate
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import torch
 
 from prlhf.data.reference import text_key
 from prlhf.infra.errors import UserError
-from prlhf.judging.reward import FeatureRewardJudge, Features
+from prlhf.judging.reward import FeatureRewardJudge, Features, RewardJudge
 from prlhf.params import FeatureRewardJudgeParams
 
 PARAMS = FeatureRewardJudgeParams(pairs="held_out", folds=4, tie=0.02)
@@ -74,6 +74,22 @@ def test_a_text_against_itself_and_small_differences_tie(features):
     decided = (found["probability"] - 0.5).abs() > 0.3
     assert (found["verdict"] != 0).tolist() == decided.tolist()
     assert 0 < decided.sum() < len(found)
+
+
+def test_what_rounding_decides_is_a_tie():
+    @dataclass(frozen=True)
+    class Given(RewardJudge):
+        column = "probability"
+
+        def knows(self, questions):
+            return np.ones(len(questions), dtype=bool)
+
+        def log_odds(self, questions):
+            return questions["odds"].to_numpy()
+
+    odds = [5.0, 2e-3, 9e-4, 1e-6, 0.0, -1e-6, -9e-4, -2e-3, -5.0, float("nan")]
+    found = Given(0.0, {}).verdicts(pd.DataFrame({"odds": odds}))
+    assert found["verdict"].tolist() == [1, 1, 0, 0, 0, 0, 0, -1, -1, 0]
 
 
 def test_choices_about_a_prompt_say_nothing_in_its_own_judgement(features):

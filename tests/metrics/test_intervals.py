@@ -46,6 +46,18 @@ def test_a_mean_of_independent_rows_has_students_interval():
     assert estimate.freedom == pytest.approx(11)
 
 
+def test_an_amount_has_a_students_interval_of_its_logarithm():
+    values = np.array([10.0, 12.0, 400.0, 30.0, 18.0])
+    estimate = INTERVALS.amount(values, np.arange(5))
+    error = stats.t.ppf(0.975, 4) * values.std(ddof=1) / np.sqrt(5) / values.mean()
+    low, high = estimate.interval
+    assert estimate.value == pytest.approx(94)
+    assert np.log([low, high]) == pytest.approx(np.log(94) + np.array([-error, error]))
+    # The symmetric interval of the same mean is (-120, 308) words.
+    assert INTERVALS.mean(values, np.arange(5)).interval.low < 0 < low
+    assert INTERVALS.amount(np.zeros(5), np.arange(5)).interval == (0, 0)
+
+
 def test_rows_of_a_prompt_count_together():
     """Ten texts each for 12 prompts, all texts of a prompt alike: as uncertain as 12 texts."""
     values, prompts = np.random.default_rng(5).normal(50, 10, 12), np.arange(12)

@@ -597,6 +597,15 @@ def test_unseen_users_get_answers_of_their_own_where_there_are_any():
     assert served(generic) == [["zoe", "shorter", "g", "b"], ["kai", "longer", "g", "b"]]
 
 
+def test_what_rounding_decides_is_a_tie():
+    rounding = pairs_table({"cas": [9e-4, -9e-4, 2e-5, -1e-6]})
+    metrics = small_evaluation(pdpo=Tables(pairs=rounding)).metrics
+    assert metrics["accuracy"]["pdpo"]["groups"]["shorter"] == 0.5
+    beyond = pairs_table({"cas": [2e-3, -2e-3, 2e-3, 2e-3]})
+    metrics = small_evaluation(pdpo=Tables(pairs=beyond)).metrics
+    assert metrics["accuracy"]["pdpo"]["groups"]["shorter"] == 0.75
+
+
 MARGINS = st.lists(st.sampled_from([-1.5, 0.0, 0.5, float("nan")]), min_size=1, max_size=6)
 
 

@@ -42,6 +42,7 @@ from prlhf.data.prompts import canonical_prompt
 from prlhf.generation import complete
 from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder, load_base, without_dropout
+from prlhf.models.conventions import chat_tokenizer
 from prlhf.models.packing import Row, takes_tree_mask
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.sampling import decoding
@@ -167,11 +168,11 @@ def test_answers_of_a_mixed_batch_are_the_models_own(
         lm,
         list(zip(users, prompts, strict=True)),
         texts,
-        config=decoding(lm.encoder.eos, max_new_tokens=6, temperature=0),
+        config=decoding(lm.encoder.chat.conventions.stops, max_new_tokens=6, temperature=0),
     )
     embedding, embed = naive.embedding_of(lm.user_model), base.model.get_input_embeddings()
     for user, text, prompt, completion in zip(users, texts, prompts, got, strict=True):
-        said = lm.encoder.text(f"{text}\n") if text else []
+        said = lm.encoder.chat.text(f"{text}\n") if text else []
         known = [*said, *lm.encoder.prompt(prompt)]
         ids: list[int] = []
         with torch.no_grad():
@@ -226,14 +227,14 @@ def test_a_window_matters_only_to_texts_that_are_longer(longest: int, shares: bo
 
 
 def test_texts_longer_than_the_model_are_refused() -> None:
-    base = BaseModel(opt().eval(), tiny_tokenizer(), Path(), {})
+    base = BaseModel(opt().eval(), chat_tokenizer(tiny_tokenizer()), Path(), {})
     users = random_user_model("individual", base.hidden_size)
-    lm = PersonalizedLM(base, base.model, users, Encoder(base.tokenizer, 200, 54))
+    lm = PersonalizedLM(base, base.model, users, Encoder(base.chat, 200, 54))
     ids = list(range(2, 202))
     row = Row(1, ids, [ids[:54], ids[:54]])
     assert lm.score([row], label="test").logps.isfinite().all(), "the last position, too"
     with pytest.raises(UserError, match="can take 257 tokens, and the model has 256 positions"):
-        PersonalizedLM(base, base.model, users, Encoder(base.tokenizer, 200, 55))
+        PersonalizedLM(base, base.model, users, Encoder(base.chat, 200, 55))
 
 
 def test_recurrent_models_cannot_share_prompts() -> None:

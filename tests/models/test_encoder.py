@@ -8,17 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prlhf.data.prompts import canonical_prompt
-from prlhf.infra.errors import UserError
-from prlhf.models.base import Encoder, cut_middle, encode_messages, encode_within
+from prlhf.models.base import Encoder, cut_middle, encode_within
+from prlhf.models.chat import RefusedPromptError
+from prlhf.models.conventions import chat_tokenizer
 from tiny import tiny_tokenizer
 
 START, END = 0, 1
-TOKENIZER = tiny_tokenizer()
-PLAIN = tiny_tokenizer(chat=False)
+TOKENIZER = chat_tokenizer(tiny_tokenizer())
+PLAIN = chat_tokenizer(tiny_tokenizer(chat=False))
 
 
 def text_of(ids: list[int]) -> str:
-    return TOKENIZER.decode(ids)
+    return TOKENIZER.tokenizer.decode(ids)
 
 
 def test_a_prompt_goes_through_the_chat_template_up_to_the_reply() -> None:
@@ -35,7 +36,7 @@ def test_a_conversation_keeps_its_roles() -> None:
         {"role": "assistant", "content": "So."},
         {"role": "user", "content": "And?"},
     ]
-    assert text_of(encode_messages(TOKENIZER, conversation)) == (
+    assert text_of(TOKENIZER.conversation(conversation)) == (
         "<|start|>system\nBe kind.<|end|>\n<|start|>user\nWhy?<|end|>\n"
         "<|start|>assistant\nSo.<|end|>\n<|start|>user\nAnd?<|end|>\n<|start|>assistant\n"
     )
@@ -43,20 +44,22 @@ def test_a_conversation_keeps_its_roles() -> None:
 
 def test_a_model_without_a_template_reads_plain_text() -> None:
     conversation = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
-    assert text_of(encode_messages(PLAIN, conversation)) == "Be kind.\nWhy?"
+    assert text_of(PLAIN.conversation(conversation)) == "Be kind.\nWhy?"
 
 
-def test_a_template_that_refuses_a_conversation() -> None:
+def test_a_prompt_that_the_template_refuses_is_named() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}"
         "{{ raise_exception('System role not supported') }}{% endif %}"
         "{{ messages[0]['content'] }}"
     )
+    encoder = Encoder(chat_tokenizer(tokenizer), 100, 10)
     conversation = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
-    with pytest.raises(UserError, match="System role not supported"):
-        encode_messages(tokenizer, conversation)
-    assert text_of(encode_messages(tokenizer, conversation[1:])) == "Why?"
+    with pytest.raises(RefusedPromptError, match="System role not supported") as caught:
+        encoder.prompt(canonical_prompt(conversation))
+    assert caught.value.where == "prompt 'Why?'"
+    assert text_of(encoder.prompt(canonical_prompt(conversation[1:]))) == "Why?"
 
 
 def test_a_long_prompt_keeps_its_opening_and_the_reply_header() -> None:
@@ -77,7 +80,7 @@ def talk(system: bool, exchanges: int) -> list[dict[str, str]]:
 @pytest.mark.parametrize("system", [False, True])
 def test_a_long_conversation_loses_whole_exchanges_in_its_middle(system: bool) -> None:
     def length(*kept: int) -> int:
-        return len(encode_messages(TOKENIZER, without(*kept)))
+        return len(TOKENIZER.conversation(without(*kept)))
 
     def without(*kept: int) -> list[dict[str, str]]:
         names = {f"{role}{n}" for n in kept for role in "ua"}
@@ -85,10 +88,10 @@ def test_a_long_conversation_loses_whole_exchanges_in_its_middle(system: bool) -
 
     for kept in ((0, 1, 2, 3), (0, 2, 3), (0, 3), (0,), ()):
         ids = encode_within(TOKENIZER, talk(system, 4), length(*kept))
-        assert ids == encode_messages(TOKENIZER, without(*kept))
+        assert ids == TOKENIZER.conversation(without(*kept))
     shortest = length()
     ids = encode_within(TOKENIZER, talk(system, 4), shortest - 1)
-    assert ids == cut_middle(encode_messages(TOKENIZER, without()), shortest - 1)
+    assert ids == cut_middle(TOKENIZER.conversation(without()), shortest - 1)
 
 
 def test_the_users_text_stands_before_the_template() -> None:
@@ -104,8 +107,8 @@ def test_a_long_text_of_a_user_loses_its_end_and_the_prompt_nothing() -> None:
     encoder = Encoder(TOKENIZER, 100, 10, 8)
     prompt = canonical_prompt("Why?")
     whole = encoder.prompt(prompt)
-    assert encoder.prompt(prompt, "1234567") == [*encoder.text("1234567\n"), *whole]
-    assert encoder.prompt(prompt, "123456789") == [*encoder.text("1234567\n"), *whole]
+    assert encoder.prompt(prompt, "1234567") == [*encoder.chat.text("1234567\n"), *whole]
+    assert encoder.prompt(prompt, "123456789") == [*encoder.chat.text("1234567\n"), *whole]
     assert encoder.longest == 118
 
 
@@ -135,9 +138,9 @@ def test_cut_middle(length: int, limit: int) -> None:
 
 def test_a_response_ends_with_the_end_of_sequence_token_unless_it_was_cut() -> None:
     encoder = Encoder(TOKENIZER, 40, 5)
-    assert encoder.response("abcd") == [*encoder.text("abcd"), END]  # 5 with its end
-    assert encoder.response("abcde") == encoder.text("abcde")  # no room for the end
-    assert encoder.response("abcdefgh") == encoder.text("abcde")
+    assert encoder.response("abcd") == [*encoder.chat.text("abcd"), END]  # 5 with its end
+    assert encoder.response("abcde") == encoder.chat.text("abcde")  # no room for the end
+    assert encoder.response("abcdefgh") == encoder.chat.text("abcde")
     assert encoder.response("") == [END]
 
 
@@ -145,7 +148,7 @@ def test_a_response_ends_with_the_end_of_sequence_token_unless_it_was_cut() -> N
 def test_responses_keep_to_the_limit(text: str, limit: int) -> None:
     encoder = Encoder(TOKENIZER, 40, limit)
     ids = encoder.response(text)
-    whole = encoder.text(text)
+    whole = encoder.chat.text(text)
     assert 1 <= len(ids) <= limit
     assert (ids == [*whole, END]) == (len(whole) < limit)
     assert ids[: len(whole)] == whole[:limit]
@@ -153,4 +156,4 @@ def test_responses_keep_to_the_limit(text: str, limit: int) -> None:
 
 def test_text_is_tokenised_as_it_is() -> None:
     encoder = Encoder(TOKENIZER, 4, 4)
-    assert text_of(encoder.text(" héllo\n wörld ")) == " héllo\n wörld "
+    assert text_of(encoder.chat.text(" héllo\n wörld ")) == " héllo\n wörld "

@@ -62,7 +62,7 @@ def test_a_model_that_reads_user_texts_needs_nothing_retyped(tree: Path) -> None
     assert read_card(directory)["tokens"]["max_user_text"] == 12
     loaded = PersonalizedLM.from_pretrained(directory)
     assert loaded.encoder.max_user_text == 12
-    asked = (["Why?", "Why?"], ["ann", "zoe"], ["I am new.", "I am new and much too long"])
+    asked = (["Why?", "Why?"], ["ann", None], ["I am new.", "I am new and much too long"])
     greedy = {"max_new_tokens": 6, "temperature": 0}
     answers = generate(loaded, *asked, **greedy)
     assert answers == generate(lm, *asked, **greedy)
@@ -92,10 +92,7 @@ def test_users_go_by_their_own_ids(tree: Path) -> None:
     _, directory = saved()
     loaded = PersonalizedLM.from_pretrained(directory)
     greedy = {"max_new_tokens": 6, "temperature": 0}
-    ann, bob, stranger, nobody = generate(
-        loaded, ["Why?"] * 4, ["ann", "bob", "zoe", None], **greedy
-    )
-    assert stranger == nobody
+    ann, bob, nobody = generate(loaded, ["Why?"] * 3, ["ann", "bob", None], **greedy)
     assert len({ann, bob, nobody}) == 3
 
 
@@ -214,6 +211,9 @@ def test_a_tokenizer_without_an_end(tree: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("eos_token")
     path.write_text(json.dumps(config), encoding="utf-8")
+    # The chat template has one.
+    assert load_base(Path("models/base")).chat.conventions.end == "<|end|>"
+    Path("models/base/chat_template.jinja").unlink()
     with pytest.raises(UserError, match="no end-of-sequence token"):
         load_base(Path("models/base"))
 
@@ -234,7 +234,7 @@ def test_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_reference_is_the_base_model_without_users(tiny_base: BaseModel) -> None:
-    lm = PersonalizedLM.reference(tiny_base, Encoder(tiny_base.tokenizer, 64, 32))
+    lm = PersonalizedLM.reference(tiny_base, Encoder(tiny_base.chat, 64, 32))
     row = Row(0, [5, 6], [[7, 8, 1]])
     with torch.no_grad():
         logits = torch.log_softmax(tiny_base.model(torch.tensor([[5, 6, 7, 8, 1]])).logits[0], -1)

@@ -22,6 +22,7 @@ from transformers import (
 
 from personal import START, TOKENS, USERS, personalise
 from prlhf.models.base import BaseModel, Encoder
+from prlhf.models.conventions import chat_tokenizer
 from prlhf.models.packing import Row
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.pretrained import Pretrained, load_pretrained, opening_tokens, pairs_of
@@ -44,7 +45,7 @@ def start(kind: str, base: BaseModel, weights: Tensor | None = WEIGHTS, **change
 
 def opening(base: BaseModel, tokens: int = TOKENS) -> Tensor:
     table = base.model.get_input_embeddings().weight
-    return table[opening_tokens(base.tokenizer, tokens)].detach()
+    return table[opening_tokens(base.chat, tokens)].detach()
 
 
 def test_pairs_are_counted_by_weight() -> None:
@@ -151,7 +152,7 @@ def test_where_nothing_is_to_be_gained_all_are_the_generic_user(
 
 def test_such_a_model_gives_all_the_same_logits_for_one_computation(tiny_base: BaseModel) -> None:
     users = pretrained(personal=False).initial("cluster", tiny_base)
-    lm = PersonalizedLM(tiny_base, tiny_base.model, users, Encoder(tiny_base.tokenizer, 64, 32))
+    lm = PersonalizedLM(tiny_base, tiny_base.model, users, Encoder(tiny_base.chat, 64, 32))
     assert not lm.personalized
     assert conditions(lm, 0.5) == (False, True)
     known, generic = (lm(lm.pack([Row(user, [33, 34], [[60, 61, 1]])])).logps for user in (2, 0))
@@ -194,12 +195,12 @@ def gemma(request: pytest.FixtureRequest) -> BaseModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: PreTrainedModel = GEMMAS[request.param]()
-    return BaseModel(model.eval(), tiny_tokenizer(), Path(), {})
+    return BaseModel(model.eval(), chat_tokenizer(tiny_tokenizer()), Path(), {})
 
 
 def test_users_start_as_what_the_embedding_module_gives(gemma: BaseModel) -> None:
     module = gemma.model.get_input_embeddings()
-    ids = opening_tokens(gemma.tokenizer, TOKENS)
+    ids = opening_tokens(gemma.chat, TOKENS)
     expected = module(torch.tensor(ids)).detach()
     # Which is sqrt(d) times what the table holds.
     torch.testing.assert_close(expected, 32**0.5 * module.weight[ids].detach())
@@ -211,11 +212,11 @@ def test_users_start_as_what_the_embedding_module_gives(gemma: BaseModel) -> Non
 def test_users_who_say_what_a_prompt_says_are_scored_alike(gemma: BaseModel) -> None:
     """User tokens that copy a prompt's opening do to a response what that opening does."""
     users = start("individual", gemma, init_scale=0.0)
-    lm = PersonalizedLM(gemma, gemma.model, users, Encoder(gemma.tokenizer, 64, 32))
+    lm = PersonalizedLM(gemma, gemma.model, users, Encoder(gemma.chat, 64, 32))
     plain = PersonalizedLM.reference(gemma, lm.encoder)
     response = [60, 61, 62, 1]
     known = lm.score([Row(0, [33, 34], [response])], label="test")
-    said = [*opening_tokens(gemma.tokenizer, TOKENS), 33, 34]
+    said = [*opening_tokens(gemma.chat, TOKENS), 33, 34]
     expected = plain.score([Row(0, said, [response])], label="test")
     torch.testing.assert_close(known.logps, expected.logps, rtol=1e-5, atol=1e-5)
 
@@ -225,15 +226,15 @@ def test_users_who_say_what_a_prompt_says_are_scored_alike(gemma: BaseModel) -> 
 
 def test_opening_tokens_are_what_every_prompt_starts_with(tiny_base: BaseModel) -> None:
     header = tiny_base.tokenizer("<|start|>user\n", add_special_tokens=False)["input_ids"]
-    assert opening_tokens(tiny_base.tokenizer, 3) == header[:3]
-    assert opening_tokens(tiny_base.tokenizer, len(header) + 2) == [*header, *header[:2]]
+    assert opening_tokens(tiny_base.chat, 3) == header[:3]
+    assert opening_tokens(tiny_base.chat, len(header) + 2) == [*header, *header[:2]]
 
 
 def test_opening_tokens_without_a_template(tiny_base: BaseModel) -> None:
-    plain = replace(tiny_base, tokenizer=tiny_tokenizer(chat=False))
-    assert opening_tokens(plain.tokenizer, 3) == [0, 0, 0]
+    plain = replace(tiny_base, chat=chat_tokenizer(tiny_tokenizer(chat=False)))
+    assert opening_tokens(plain.chat, 3) == [0, 0, 0]
     plain.tokenizer.bos_token = None
-    assert opening_tokens(plain.tokenizer, 2) == [1, 1]
+    assert opening_tokens(plain.chat, 2) == [1, 1]
 
 
 # -- files -----------------------------------------------------------------------------------------

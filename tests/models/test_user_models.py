@@ -293,7 +293,18 @@ def test_the_mean_over_pairs_is_least_where_each_users_posterior_is_highest() ->
 
 def test_users_go_by_the_callers_ids() -> None:
     model = random_user_model("individual", DIM)
-    assert [model.index(u) for u in ("ann", "cyd", "zoe", None, "")] == [1, 3, 0, 0, 0]
+    assert [model.index(u) for u in ("ann", " cyd", "zoe", None, "")] == [1, 3, 0, 0, 0]
+    assert model.indices(["cyd", None, "ann\u200b"]) == [3, 0, 1]
+    with pytest.raises(UserError, match="not among the 3 users that the model knows: 'zoe', ''"):
+        model.indices(["ann", "zoe", ""])
+
+
+def test_a_model_that_answers_all_alike_asks_for_nobodys_name() -> None:
+    assert random_user_model("uniform", DIM).indices(["zoe", None]) == [0, 0]
+    nobody = build([], random_user_model("individual", DIM).config())
+    assert nobody.indices(["ann", None]) == [0, 0]
+    with pytest.raises(UserError, match="users: expected text or a whole number, found true"):
+        nobody.indices([True])
 
 
 @pytest.mark.parametrize("kind", ["uniform", *PERSONAL])

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from prlhf.infra.errors import UserError
 from prlhf.params import Params, load
-from prlhf.params.loading import as_python, parse_yaml, read_yaml
+from prlhf.params.loading import MAX_DEPTH, as_python, parse_yaml, read_yaml
 from prlhf.params.section import (
     all_keys,
     commented,
@@ -352,13 +352,30 @@ def walk(model):
         ("seed: 7\nmodel: [a\n", "params.yaml:3: is not valid YAML: "),
         ("seed: 7\n\tmodel: 1\n", "params.yaml:2: is not valid YAML: "),
         ("seed: 7\nseed: 8\n", "params.yaml:2: is not valid YAML: found duplicate key"),
-        ("seed: 7\nmodel: *there\n", "params.yaml:2: is not valid YAML: found undefined alias"),
+        ("seed: 7\nmodel: *there\n", "params.yaml:2: refers to another value as *there (write"),
+        ("seed: 7\nmodel: &a [1, *a]\n", "params.yaml:2: refers to another value as *a (write"),
+        # What stands behind is no YAML, and is not read any more.
+        ("seed: 7\nmodel: " + "[" * 3000 + "}", "params.yaml:2: is nested too deeply (docs/"),
+        ("- " * 3000 + "}", "params.yaml:1: is nested too deeply (docs/"),
     ],
 )
 def test_a_file_that_is_no_yaml_mapping(faults, text, problem):
     problems = faults(text=text)
     assert len(problems) == 1
     assert problems[0].startswith(problem)
+
+
+def test_values_may_be_nested_up_to_the_limit():
+    def nested(depth: int) -> str:  # the mapping is the first
+        return "a: " + "[" * (depth - 1) + "]" * (depth - 1)
+
+    value = as_python(parse_yaml(nested(MAX_DEPTH), Path("x")))["a"]
+    depth = 1
+    while isinstance(value, list):
+        value, depth = (value or [None])[0], depth + 1
+    assert depth == MAX_DEPTH
+    with pytest.raises(UserError, match="^x:1: is nested too deeply"):
+        parse_yaml(nested(MAX_DEPTH + 1), Path("x"))
 
 
 def test_a_file_that_is_not_utf8(tmp_path):

@@ -151,6 +151,17 @@ def test_the_command_lines_form(text, key, value):
     assert parse_override(text) == (key, value)
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [("[" * 3000 + "}", "is nested too deeply"), ("[&a 1, *a]", "refers to another value as *a")],
+)
+def test_an_override_holds_no_more_than_it_shows(value, problem):
+    with pytest.raises(UserError) as caught:
+        parse_override(f"train.alpha={value}")
+    [line] = caught.value.lines()
+    assert line.startswith(f"train.alpha={value}:1: {problem}")
+
+
 @pytest.mark.parametrize("text", ["train.alpha", "=3", "train.alpha=[1", "train.alpha={"])
 def test_what_is_no_override(text):
     with pytest.raises(UserError) as caught:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from prlhf import cli
@@ -39,10 +40,44 @@ def test_new_rows_become_a_batch_and_known_ones_do_not(work, write_lines):
     assert sorted(STORE.iterdir()) == [FIRST, SECOND]
 
 
-def test_an_empty_inbox_has_nothing_new(work):
+def test_an_empty_inbox_has_nothing_new(work, capsys):
     (work / "inbox").mkdir()
     assert append(work / "inbox", STORE, today=DAY) == Appended(None, 0, 0)
+    assert capsys.readouterr().err == ""
+    (work / "inbox/.a.jsonl").write_text('{"who": 1}')
+    assert append(work / "inbox", STORE, today=DAY) == Appended(None, 0, 0)
+    assert "inbox: not read, being hidden or of another kind: .a.jsonl" in capsys.readouterr().err
     assert not STORE.exists()
+
+
+def test_all_of_an_inbox_is_added_or_named(work, write_lines, capsys):
+    """Files at any depth and in any form that the ingestion reads, each row once."""
+    inbox = work / "inbox"
+    rows = [{"who": str(n), "q": "Why?", "a": "x", "b": "y", "w": 1} for n in range(6)]
+    write_lines(inbox / "a.ndjson", rows[:1])
+    write_lines(inbox / "2026/11/b.jsonl", rows[1:2])
+    packed = pa.compress(json.dumps(rows[2]).encode(), codec="zstd", asbytes=True)
+    (inbox / "c.jsonl.zst").write_bytes(packed)
+    (inbox / "d.csv").write_text("who;q;a;b;w\n3;Why?;x;y;1\n")
+    (inbox / "e.json").write_text(json.dumps({"data": rows[4:5]}))
+    (inbox / "f.jsonl").write_text(json.dumps(rows[5:], indent=1))
+    (inbox / "notes.txt").write_text("x")
+    (inbox / ".f.jsonl").write_text("x")
+    assert append(inbox, STORE, today=DAY, columns=COLUMNS) == Appended(FIRST, 6, 0)
+    assert sorted(stored(FIRST), key=lambda row: row["who"]) == rows
+    assert capsys.readouterr().err.splitlines() == [
+        f"{inbox}: not read, being hidden or of another kind: .f.jsonl, notes.txt",
+        f"{inbox}/d.csv: read with semicolons between fields",
+    ]
+
+
+def test_messages_are_kept_as_they_came(work, write_lines):
+    asked = [{"role": "user", "content": "Why?"}]
+    row = {"who": "1", "a": [*asked, {"role": "assistant", "content": "x"}], "w": 1.0}
+    row["b"] = json.dumps([*asked, {"role": "assistant", "content": "y"}])
+    write_lines(work / "a.jsonl", [row])
+    assert append(work / "a.jsonl", STORE, today=DAY, columns=COLUMNS).rows == 1
+    assert stored(FIRST) == [row]
 
 
 def test_cells_of_a_csv_file_are_understood_as_by_the_ingestion(work):
@@ -67,6 +102,11 @@ def test_whole_numbers_of_a_column_with_gaps_are_known(work):
     [
         ('{"who": "x', None, "inbox/b.jsonl:2: malformed JSON"),
         ('{"who": "\\ud800"}', None, "inbox/b.jsonl:2: cannot be kept as JSON: it holds an"),
+        (
+            '{"who": 2, "\\udc00": null}',
+            None,
+            "inbox/b.jsonl:1: cannot be kept as JSON: it holds an",
+        ),
         ('{"who": 1e999}', None, "inbox/b.jsonl:2: cannot be kept as JSON: Out of range"),
         (
             '{"who": 1, "q": "?", "a": 5, "b": "", "w": 1}',
@@ -74,7 +114,7 @@ def test_whole_numbers_of_a_column_with_gaps_are_known(work):
             'inbox/b.jsonl:2: column "a": expected text, found the number 5',
         ),
     ],
-    ids=["malformed", "surrogate", "infinite", "type"],
+    ids=["malformed", "surrogate", "name", "infinite", "type"],
 )
 def test_a_faulty_row_adds_nothing(work, write_lines, line, columns, message):
     good = '{"who": 1, "q": "?", "a": "x", "b": "y", "w": 1}'

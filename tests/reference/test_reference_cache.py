@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import prlhf.reference as reference_module
+from killed import Killed
 from preferences import prepared_pairs
 from prlhf.data.prompts import canonical_prompt
 from prlhf.data.reference import load_reference
@@ -23,13 +24,9 @@ from prlhf.reference import Batch, distinct_texts, plan_batches, reference_pass
 Run = Callable[..., dict[str, bytes]]
 
 
-class Killed(BaseException):
-    """What ends a process in the middle."""
-
-
 @pytest.fixture
 def lm(tiny_base: BaseModel) -> PersonalizedLM:
-    return PersonalizedLM.reference(tiny_base, Encoder(tiny_base.tokenizer, 64, 200))
+    return PersonalizedLM.reference(tiny_base, Encoder(tiny_base.chat, 64, 200))
 
 
 def feedback(prompts: Sequence[int]) -> pd.DataFrame:
@@ -178,7 +175,7 @@ def test_a_killed_pass_goes_on_where_it_was(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    reading = Encoder(lm.base.tokenizer, 64, 200, 20)
+    reading = Encoder(lm.base.chat, 64, 200, 20)
     expected = run(prepared_pairs(), reading=reading)
     total = len(scored)
     scored.clear()
@@ -202,6 +199,30 @@ def test_a_killed_pass_goes_on_where_it_was(
         "reference: 3 of 3 rows are known from an earlier pass",
         "reference, with user texts: 1 of 3 rows are known from an earlier pass",
     ]
+
+
+def test_a_pass_that_is_killed_in_every_batch_loses_that_batch_alone(
+    lm: PersonalizedLM, cache: ResultCache, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with many batches to a chunk."""
+    table = feedback(range(60))
+    expected = run(table)
+    batches = len(plan_batches(distinct_texts([table]), lm.encoder))
+    assert batches > 4
+    forward, calls = lm.forward, [0]
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] % 2 == 0:  # each life computes one batch, and ends in the next
+            raise Killed
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(lm, "forward", dying)
+    for _ in range(batches - 1):
+        with pytest.raises(Killed):
+            run(table, cache)
+    assert run(table, cache) == expected
+    assert calls == [2 * batches - 1]
 
 
 def test_damaged_entries_are_computed_anew(

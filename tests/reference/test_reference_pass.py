@@ -21,7 +21,8 @@ from prlhf.data.reference import FEATURES, LOGPS, Reference, load_reference, tex
 from prlhf.infra.errors import UserError
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.packing import Row
-from prlhf.models.personalized import PersonalizedLM, Scores
+from prlhf.models.personalized import PersonalizedLM
+from prlhf.models.scores import Scores
 from prlhf.reference import distinct_texts, reference_pass
 from prlhf.scoring import principal_components, score_generations, score_pairs, user_map
 from prlhf.training.dataset import PreferenceDataset
@@ -72,7 +73,7 @@ def logp_of(lm: PersonalizedLM) -> LogP:
 
 @pytest.fixture
 def base_lm(tiny_base: BaseModel) -> PersonalizedLM:
-    return PersonalizedLM.reference(tiny_base, Encoder(tiny_base.tokenizer, 64, 8))
+    return PersonalizedLM.reference(tiny_base, Encoder(tiny_base.chat, 64, 8))
 
 
 Pass = Callable[..., Reference]
@@ -207,7 +208,7 @@ def test_a_reference_that_reads_user_texts_keys_by_them(
     passed: Pass, base_lm: PersonalizedLM
 ) -> None:
     """The same prompt behind two users' texts is two prompts; without a text it is a third."""
-    reading = Encoder(base_lm.base.tokenizer, 64, 8, 20)
+    reading = Encoder(base_lm.base.chat, 64, 8, 20)
     part = stated(TRAIN, ["I am a", "I am b", None])
     plain = passed([TRAIN])
     reference = passed([part, part], reading)
@@ -218,7 +219,7 @@ def test_a_reference_that_reads_user_texts_keys_by_them(
     assert torch.equal(reference.features, plain.features)
     exact = naive.double(base_lm.causal_lm)
     for prompt, response, text in own:
-        ids = [*reading.text(f"{text}\n"), *base_lm.encoder.prompt(prompt)]
+        ids = [*reading.chat.text(f"{text}\n"), *base_lm.encoder.prompt(prompt)]
         expected = naive.response_logp(exact, None, ids, reading.response(response)).item()
         assert reference.logps[text_key(prompt, response, text)] == pytest.approx(
             expected, abs=1e-3
@@ -238,7 +239,7 @@ def test_a_base_model_behind_the_text_that_its_reference_reads_has_no_margin(
 ) -> None:
     """And one whose reference does not has the margin of the text: the prompted baseline."""
     prompted = PersonalizedLM.reference(
-        base_lm.base, Encoder(base_lm.base.tokenizer, 64, 8, 20), {"method": "prompted"}
+        base_lm.base, Encoder(base_lm.base.chat, 64, 8, 20), {"method": "prompted"}
     )
     assert prompted.personalized
     assert not base_lm.personalized
@@ -254,7 +255,7 @@ def test_a_base_model_behind_the_text_that_its_reference_reads_has_no_margin(
     rows = [*test.to_dict("records") * 2, *unseen.to_dict("records")]
     for got, row in zip(margins[1], rows, strict=True):
         bare = base_lm.encoder.prompt(row["prompt"])
-        behind = [*base_lm.encoder.text(row["user_text"] + "\n"), *bare]
+        behind = [*base_lm.encoder.chat.text(row["user_text"] + "\n"), *bare]
         chosen, rejected = (
             naive.response_logp(exact, None, behind, ids).item()
             - naive.response_logp(exact, None, bare, ids).item()
@@ -383,12 +384,12 @@ def test_answers_are_scored_without_their_end(base_lm: PersonalizedLM) -> None:
     assert scores["nll"][1] == 0
     exact = naive.double(base_lm.causal_lm)
     for i in (0, 2):
-        ids = base_lm.encoder.text(generated["text"][i])
+        ids = base_lm.encoder.chat.text(generated["text"][i])
         prompt = base_lm.encoder.prompt(generated["prompt"][i])
         expected = -naive.response_logp(exact, None, prompt, ids).item()
         assert scores["nll"][i] == pytest.approx(expected, rel=1e-4)
     # Features are those of the reference pass, for which a response has an end.
-    encoder = Encoder(base_lm.base.tokenizer, 64, 64)
+    encoder = Encoder(base_lm.base.chat, 64, 64)
     rows = [
         Row(GENERIC, encoder.prompt(prompt), [encoder.response(text)])
         for prompt, text in zip(generated["prompt"], generated["text"], strict=True)

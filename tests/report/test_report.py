@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import csv
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -13,8 +15,12 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from markupsafe import escape
 
+from prlhf.data.reference import SET_ASIDE_COLUMNS
 from prlhf.infra.errors import UserError
+from prlhf.infra.io import read_parquet, write_json, write_parquet
+from prlhf.infra.tables import read_csv
 from prlhf.metrics import tables
 from prlhf.metrics.reading import percent, percent_range, points
 from prlhf.params import CompareParams, EvaluateParams, load
@@ -301,6 +307,48 @@ def test_report_without_optional_files(work):
     assert "How training went" not in page.words
 
 
+def test_what_the_token_limits_did_is_said_where_the_results_are(work):
+    make(work)
+    warnings = {
+        "max_response": "3 of 9 chosen responses lose their end",
+        "max_user_text": "1 of 2 users' texts lose their end",
+        "set_aside": "4 of 20 pairs are set aside <b>",
+    }
+    write_json(work / "reports/reference.json", {"warnings": warnings})
+    report.run()
+    page = check_page((work / "reports/report.html").read_text(encoding="utf-8"))
+    assert "Read with care" in page.words
+    assert "3 of 9 chosen responses lose their end." in page.words
+    assert "4 of 20 pairs are set aside <b>." in page.words
+    # No method here reads what users say.
+    assert "1 of 2 users' texts" not in page.words
+    params = work / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    told = text.replace("text: false                 # users are known", "text: true # users are")
+    assert told != text
+    params.write_text(told, encoding="utf-8")
+    report.run()
+    page = check_page((work / "reports/report.html").read_text(encoding="utf-8"))
+    assert "1 of 2 users' texts lose their end." in page.words
+
+
+def test_pairs_that_are_set_aside_are_in_no_count(work):
+    make(work)
+    test, train = (read_parquet(f"data/prepared/{name}.parquet") for name in ("test", "train"))
+    whole = json.loads((work / "reports/metrics.json").read_text(encoding="utf-8"))["counts"]
+    gone = {"test": test[::2], "train": train[train["user_id"] == test["user_id"][0]]}
+    aside = pd.concat([pairs.assign(split=split) for split, pairs in gone.items()])
+    aside = aside.assign(row=1, reason="equal_after_cut", max_response=9)
+    write_parquet("data/reference/set_aside.parquet", aside[list(SET_ASIDE_COLUMNS)])
+    judge.run(seed=7, compared=comparing("dpo", "pdpo").all, judge=JUDGE)
+    evaluate.run(seed=7, compare=comparing("dpo", "pdpo"), reward_models=[], evaluate=SETTINGS)
+    counts = json.loads((work / "reports/metrics.json").read_text(encoding="utf-8"))["counts"]
+    assert whole["pairs"]["seen"] == len(test)
+    assert counts["pairs"]["seen"] == len(test) - len(test[::2])
+    choices = read_parquet("data/judged/choices.parquet")
+    assert set(choices["pair_id"]) == set(test["pair_id"]) - set(test[::2]["pair_id"])
+
+
 def test_what_was_found_to_gain_is_shown_with_its_control(work):
     make(work)
     path = work / "reports/pretrain.json"
@@ -387,9 +435,28 @@ def test_oracle_required_but_not_known(work):
 
 def test_names_that_look_like_numbers_or_gaps_stay_text(work):
     make(work, sizes={"007": 2, "NA": 2}, unseen={}, task=None)
-    users = report._read_csv(work / "reports/plots/per_user_accuracy.csv")
+    users = read_csv(work / "reports/plots/per_user_accuracy.csv", report.TEXTS)
     assert set(users["group"]) == {"007", "NA"}
     assert "007-00" in (work / "reports/report.html").read_text(encoding="utf-8")
+
+
+def test_no_table_holds_a_formula_or_markup_and_the_page_has_the_names_as_they_are(work):
+    groups = ["=cmd|'/C calc'!A0", "</script><script>alert(2)</script>", "<!--<script>", "@a\u2028"]
+    html = make(work, sizes=dict.fromkeys(groups, 2), unseen={}, task=None)
+    check_page(html)
+    for group in groups:
+        assert escape(group) in html
+    names = {f"{group}-0{number}" for group in groups for number in range(2)}
+    for path in [*(work / "reports").glob("*.csv"), *(work / "reports/plots").glob("*.csv")]:
+        text = path.read_text(encoding="utf-8")
+        assert "<" not in text
+        for row in csv.reader(io.StringIO(text, newline="")):
+            assert not any(cell.startswith(("=", "@")) for cell in row)
+        table = read_csv(path, report.TEXTS)
+        if "user_id" in table:
+            assert set(table["user_id"].dropna()) == (set() if "wins" in path.stem else names)
+        if "group" in table:
+            assert set(table["group"].dropna()) <= {*groups, "(generic user)"}
 
 
 def test_reward_models_stand_below_the_methods(work):

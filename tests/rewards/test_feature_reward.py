@@ -69,7 +69,7 @@ def test_differences_are_those_of_the_reference_pass(
     table["prompt"] = table["prompt"].map(canonical_prompt)
     table["user_text"] = None
     base = load_base(Path("models/base"), "float32")
-    lm = PersonalizedLM.reference(base, Encoder(base.tokenizer, 24, 8))
+    lm = PersonalizedLM.reference(base, Encoder(base.chat, 24, 8))
     (tmp_path / "reference").mkdir()
     reference_pass(lm, [table], directory=tmp_path / "reference")
     reference = load_reference(tmp_path / "reference")
@@ -85,12 +85,12 @@ def test_differences_are_those_of_the_reference_pass(
     assert len({round(value, 3) for value in got.tolist()}) == 3
 
 
-def test_unknown_users_are_the_generic_one(fitted: HierarchicalReward) -> None:
+def test_users_go_by_their_own_ids(fitted: HierarchicalReward) -> None:
     model = FeatureRewardModel.from_pretrained(DIRECTORY)
-    rewards = model.reward(["Why?"] * 5, ["because"] * 5, ["ann", "bob", "cyd", "zoe", None])
-    # Equal but for rounding: the place in a batch decides in which order numbers are added up.
-    assert rewards[3] == pytest.approx(rewards[4], rel=1e-5)
+    rewards = model.reward(["Why?"] * 4, ["because"] * 4, ["ann", "bob\n", "cyd", None])
     assert len({round(reward, 3) for reward in rewards}) == 4
+    with pytest.raises(UserError, match="not among the 3 users that the model knows: 'zoe'"):
+        model.reward(["Why?"], ["because"], ["zoe"])
     features = model.lm.score(
         [row_of(model, "Why?", "because")], label="test", features=True
     ).features

@@ -21,7 +21,7 @@ from prlhf.rewards.lm import HEAD, PersonalizedRewardModel
 
 PROMPTS = ["Why?", "How?", "Why?", "Why?", "Why?"]
 RESPONSES = ["because", "so", "no reason", "because", "because"]
-ASKED = ["ann", "bob", "ann", "zoe", None]
+ASKED = ["ann", "bob", "ann", None, None]
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def test_a_round_trip_gives_the_same_rewards(tree: Path, kind: str) -> None:
 def test_users_go_by_their_own_ids(tree: Path) -> None:
     _, directory = saved()
     loaded = PersonalizedRewardModel.from_pretrained(directory)
-    ann, bob, stranger, nobody = loaded.reward(
-        ["Why?"] * 4, ["because"] * 4, ["ann", "bob", "zoe", None]
-    )
-    assert stranger == pytest.approx(nobody, abs=1e-5)
-    assert len({round(value, 3) for value in (ann, bob, nobody)}) == 3
+    asked = ["Why?"] * 3, ["because"] * 3
+    rewards = loaded.reward(*asked, ["ann ", "bob", None])
+    assert len({round(value, 3) for value in rewards}) == 3
+    with pytest.raises(UserError, match="not among the 3 users that the model knows: 'zoe'"):
+        loaded.reward(*asked, ["ann", "zoe", None])
 
 
 def test_what_users_say_counts_for_models_that_read_it(tiny_base: BaseModel) -> None:

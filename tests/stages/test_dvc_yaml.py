@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from prlhf.params.schema import Params
 from prlhf.params.section import keys_of
 from prlhf.stages import STAGES, Stage
+from prlhf.stages.paths import FOLDERS
 from source_tree import PACKAGE, ROOT, modules, reached
 
 TEXT = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
@@ -140,6 +141,16 @@ def test_the_prompted_method_has_a_directory_like_a_trained_one():
         assert "models/${item.method}" in DECLARED[name]["deps"]
 
 
+def test_the_folders_of_all_outputs_are_known():
+    """They are checked before a stage runs: DVC keeps nothing behind links out of the project."""
+    outs = [
+        next(iter(out)) if isinstance(out, dict) else out
+        for stage in DECLARED.values()
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]
+    ]
+    assert {Path(out).parent for out in outs} == set(FOLDERS)
+
+
 class Expanded(NamedTuple):
     """The stages that DVC makes of dvc.yaml, by name: those they need, and the paths they read."""
 
@@ -194,8 +205,9 @@ def test_reward_models_are_those_asked_for(tmp_path, names):
     scored = {f"score_rewards@{name}" for name in names}
     assert {name for name in needs if "reward" in name} == trained | scored
     for name in trained:
-        assert needs[name] == {"base_model", "validate", "pretrain_user_model"}
-    answers = {"base_model", "validate", "generate@base", "generate@dpo", "generate@pdpo"}
+        assert needs[name] == {"base_model", "validate", "reference", "pretrain_user_model"}
+    answers = {f"generate@{name}" for name in ("base", "dpo", "pdpo")}
+    answers |= {"base_model", "validate", "reference"}
     for name in names:
         assert needs[f"score_rewards@{name}"] == answers | {f"train_reward_model@{name}"}
     # The judge looks at the scores of whatever has been scored.

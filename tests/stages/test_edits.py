@@ -69,6 +69,7 @@ class Finished:
         self.repo = Repo.init(str(path), no_scm=True)
         outs = [Path(out.fs_path) for stage in self.repo.index.stages for out in stage.outs]
         given = [path / params["data"]["path"], path / params["generate"]["prompts_path"]]
+        given += [path / "data/reference/set_aside.parquet"]  # a dependency in an output
         for target in [*outs, *given]:
             file = target if target.suffix else target / "prlhf_source.json"
             file.parent.mkdir(parents=True, exist_ok=True)

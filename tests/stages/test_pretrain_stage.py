@@ -11,8 +11,14 @@ import torch
 
 from personal import START
 from prlhf.data.prompts import canonical_prompt
-from prlhf.data.reference import Scored, save_reference, text_key
-from prlhf.infra.io import read_json, write_json, write_parquet
+from prlhf.data.reference import (
+    SET_ASIDE,
+    SET_ASIDE_COLUMNS,
+    Scored,
+    save_reference,
+    text_key,
+)
+from prlhf.infra.io import read_json, read_parquet, write_json, write_parquet
 from prlhf.models.pretrained import load_pretrained
 from prlhf.params import (
     MethodParams,
@@ -51,6 +57,7 @@ def lay_out(root: Path, tastes: list[int], *, few: tuple[str, ...] = ()) -> None
     directory.mkdir(parents=True)
     scored = Scored(keys, torch.full((len(keys),), -9.0), features.half())
     save_reference(directory, [scored], texts=len(keys), width=6)
+    write_parquet(directory / SET_ASIDE, pd.DataFrame(columns=list(SET_ASIDE_COLUMNS)))
     write_json(root / "models/base/prlhf_source.json", {"kind": "package", "name": "tiny"})
 
 
@@ -78,7 +85,7 @@ def pretrain(method: str = "reward", clusters: int | str = 2) -> dict[str, Any]:
         }
     )
     sizes = {key: value for key, value in START.items() if key != "seed"}
-    own = TokenizerParams(name=None, revision=None, chat_template=None)
+    own = TokenizerParams(name=None, revision=None, chat_template=None, date="2025-01-01")
     stage.run(
         seed=1,
         model=ModelParams(name="tiny", revision=None, tokenizer=own, dtype="float32"),
@@ -112,6 +119,23 @@ def test_users_who_differ(project: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert "users are mixtures of 2 kinds; 0.8" in said
     assert "with users shuffled" in said
+
+
+def test_pairs_that_are_set_aside_teach_nothing(project: Path) -> None:
+    """Not even of a user who has no others left."""
+    lay_out(project, GROUPS)
+    train = read_parquet("data/prepared/train.parquet")
+    train["pair_id"] = [f"pair {i}" for i in range(len(train))]
+    write_parquet("data/prepared/train.parquet", train)
+    one, other = train["user_id"] == USERS[0], train["user_id"] == USERS[1]
+    aside = pd.concat([train[one], train[other][:10]]).assign(split="train", row=1, reason="equal")
+    aside = aside.assign(max_response=9)[list(SET_ASIDE_COLUMNS)]
+    write_parquet("data/reference/set_aside.parquet", aside)
+    assert pretrain()["gain"]["personal"] is True
+    known = load_pretrained(Path("models/user_model"))
+    assert known.pairs.tolist() == [0.0, 0.0, 14.0, *[24.0] * 6]
+    assert known.weights is not None
+    assert known.weights.isfinite().all()
 
 
 def test_users_who_agree(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def test_going_on_is_training_the_trained_model(kind: str) -> None:
     start = load_pretrained(Path("models/user_model")).initial(kind, base)
     users.set_prior(start.prior)
     wrapped = PeftModel.from_pretrained(base.model, first, is_trainable=True)
-    lm = PersonalizedLM(base, wrapped, users, Encoder(base.tokenizer, 64, 32))
+    lm = PersonalizedLM(base, wrapped, users, Encoder(base.chat, 64, 32))
     logps = load_reference(Path("data/reference")).logps
     pairs = {
         split: PreferenceDataset(read_parquet(f"data/prepared/{split}.parquet"), logps, lm.encoder)

@@ -75,7 +75,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 @pytest.fixture(scope="module", params=["full", "lora"])
 def policy(base: BaseModel, request: pytest.FixtureRequest) -> Policy:
     """Every weight trained, or an adapter only."""
-    encoder = Encoder(base.tokenizer, max_prompt=64, max_response=32)
+    encoder = Encoder(base.chat, max_prompt=64, max_response=32)
     model: Any = copy.deepcopy(base.model)
     if request.param == "lora":
         model = add_lora(

@@ -40,7 +40,7 @@ LORA = LoraParams(r=2, alpha=4.0, dropout=0.0, targets="auto")
 
 
 def fresh(base: BaseModel) -> PersonalizedLM:
-    encoder = Encoder(base.tokenizer, 64, 32)
+    encoder = Encoder(base.chat, 64, 32)
     uniform = UniformUserModel(["ann", "bob", "cyd"], 0, base.hidden_size)
     return build_model(base, uniform, encoder, LORA, seed=3, about={})
 
@@ -123,7 +123,7 @@ def test_a_round_trip_is_bit_identical(tree: Path) -> None:
 
 def test_answers_of_a_mixed_batch_are_those_of_each_group_alone(tree: Path) -> None:
     lm, _ = train(tree)
-    greedy = decoding(lm.encoder.eos, max_new_tokens=8, temperature=0)
+    greedy = decoding(lm.encoder.chat.conventions.stops, max_new_tokens=8, temperature=0)
     requests = [(user, canonical_prompt("Why?")) for user in (1, 2, 3, GENERIC)]
     mixed = complete(lm, requests, config=greedy)
     alone = [complete(lm, [request], config=greedy)[0] for request in requests]

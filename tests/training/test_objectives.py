@@ -16,7 +16,7 @@ from torch import Tensor
 import naive
 from preferences import train_params
 from prlhf.data import agreement
-from prlhf.models.personalized import Scores
+from prlhf.models.scores import Scores
 from prlhf.rewards.training import reward_loss
 from prlhf.training import losses
 from prlhf.training.dataset import PreferenceBatch

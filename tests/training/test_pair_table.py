@@ -11,6 +11,7 @@ from preferences import prepared_pairs
 from prlhf.data.prompts import canonical_prompt
 from prlhf.data.reference import text_key
 from prlhf.models.base import Encoder
+from prlhf.models.conventions import chat_tokenizer
 from prlhf.training.dataset import PreferenceDataset, lengths_of, of_users
 from tiny import tiny_tokenizer
 
@@ -19,7 +20,7 @@ class Counting(Encoder):
     """Says which responses it was asked for."""
 
     def __init__(self, *limits: Any) -> None:
-        super().__init__(tiny_tokenizer(), *limits)
+        super().__init__(chat_tokenizer(tiny_tokenizer()), *limits)
         self.asked: list[str] = []
 
     def response(self, text: str) -> list[int]:
@@ -67,7 +68,7 @@ def test_texts_are_read_by_those_who_read_them() -> None:
         PreferenceDataset(prepared_pairs(), known, reading),
         PreferenceDataset(prepared_pairs(), known, blind),
     )
-    assert told[0].prompt == [*blind.text("I am new.\n"), *asked[0].prompt]
+    assert told[0].prompt == [*blind.chat.text("I am new.\n"), *asked[0].prompt]
     assert told[1].prompt == asked[1].prompt
     why = canonical_prompt("Why?")
     assert told[0].ref_chosen == known[text_key(why, "Because.")]

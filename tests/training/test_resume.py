@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 import prlhf.training.finetune as finetune_module
+from killed import Clock, until_it_ends
 from personal import personalise
 from preferences import arguments, sections, some_pairs
 from prlhf.infra import io
 from prlhf.infra.io import checkpoint_directory, discard, run_key
+from prlhf.infra.kept import INTERVAL, Pace
 from prlhf.models.base import BaseModel
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.training.callbacks import COMPLETE, ShowProgress, last_complete
 from prlhf.training.finetune import Run, account, fit
 from prlhf.training.plan import watched_pairs
-from prlhf.training.trainer import PDPOTrainer
+from prlhf.training.trainer import VALIDATION, PDPOTrainer
 
 PAIRS = some_pairs(10, weights=True)
 WATCHED = some_pairs(6, seed=5)
@@ -42,7 +44,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def fitted(lm: PersonalizedLM, checkpoints: Path, **changes: Any) -> Run:
+def fitted(lm: PersonalizedLM, checkpoints: Path, pace: Pace | None = None, **changes: Any) -> Run:
     return fit(
         PDPOTrainer,
         lm,
@@ -51,6 +53,7 @@ def fitted(lm: PersonalizedLM, checkpoints: Path, **changes: Any) -> Run:
         checkpoints=checkpoints,
         seed=5,
         label="test",
+        pace=pace,
     )
 
 
@@ -112,13 +115,16 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     pd.testing.assert_frame_equal(got, expected)
 
 
-def test_resuming_a_run_that_had_just_ended(tiny_base: BaseModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [2.0, 1.4])
+def test_resuming_a_run_that_had_just_ended(
+    tiny_base: BaseModel, tmp_path: Path, epochs: float
+) -> None:
     """Killed after the last checkpoint, before the stage wrote its result."""
     start = personalise(tiny_base)
     first = copy.deepcopy(start)
-    expected = run(first, tmp_path)
+    expected = run(first, tmp_path, epochs=epochs)
     again = copy.deepcopy(start)
-    got = run(again, tmp_path)
+    got = run(again, tmp_path, epochs=epochs)
     for name, weight in trained(first).items():
         assert torch.equal(trained(again)[name], weight), name
     pd.testing.assert_frame_equal(got, expected)
@@ -405,3 +411,78 @@ def test_what_runs_left_that_never_went_on_is_dropped(
     # A new one, which has nothing yet, too.
     checkpoint_directory("pdpo", "f" * 16)
     assert {path.name for path in tmp_path.iterdir()} == {left[0], left[1], *others}
+
+
+# -- by time -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "looks"), [("individual", 3), ("cluster", 4)])
+def test_a_run_that_is_killed_over_and_over_by_time_ends_where_another_does(
+    tiny_base: BaseModel, tmp_path: Path, kind: str, looks: int
+) -> None:
+    """With a checkpoint every few looks at the clock, in validations as well."""
+    start = personalise(tiny_base, kind, dropout=0.2)
+    whole = copy.deepcopy(start)
+    by_steps = {"checkpoint_every": 1.0}
+    expected = run(whole, tmp_path / "whole", **by_steps)
+    lives: list[PersonalizedLM] = []
+
+    def life(pace: Pace) -> pd.DataFrame:
+        lives.append(copy.deepcopy(start))
+        torch.manual_seed(len(lives))
+        return fitted(lives[-1], tmp_path / "cut", pace=pace, **by_steps).curves
+
+    got, killed = until_it_ends(life, looks=looks)
+    assert killed > 5
+    pd.testing.assert_frame_equal(got, expected)
+    for name, weight in trained(whole).items():
+        assert torch.equal(trained(lives[-1])[name], weight), name
+    assert not (tmp_path / "cut" / VALIDATION).exists()
+
+
+def test_a_validation_goes_on_from_the_batch_where_it_was(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = personalise(tiny_base)
+    once = {"epochs": 0.4, "eval_every": 1.0, "checkpoint_every": 1.0}
+    seen: list[int] = []
+    batches = PDPOTrainer._eval_batches
+
+    def counted(self: PDPOTrainer, *arguments: Any) -> Any:
+        for batch in batches(self, *arguments):
+            seen.append(len(batch.weight))
+            yield batch
+
+    monkeypatch.setattr(PDPOTrainer, "_eval_batches", counted)
+    expected = run(copy.deepcopy(start), tmp_path / "whole", **once)
+    total = len(seen)
+    seen.clear()
+    # Training has two looks at the clock, the validation six.
+    got, killed = until_it_ends(
+        lambda pace: fitted(copy.deepcopy(start), tmp_path / "cut", pace=pace, **once).curves,
+        looks=2,
+    )
+    assert killed > 2
+    assert len(seen) == total
+    pd.testing.assert_frame_equal(got, expected)
+
+
+def test_checkpoints_are_asked_for_by_time_only_when_it_is_time(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = PDPOTrainer._save_checkpoint
+
+    def noted(self: PDPOTrainer, *arguments: Any) -> None:
+        saved.append(self.state.global_step)
+        save(self, *arguments)
+
+    monkeypatch.setattr(PDPOTrainer, "_save_checkpoint", noted)
+    start = personalise(tiny_base)
+    alone = {"checkpoint_every": 1.0, "eval_every": 1.0}
+    fitted(copy.deepcopy(start), tmp_path / "never", pace=Pace(Clock(0.0)), **alone)
+    assert saved == [10]
+    saved.clear()
+    # To this clock a checkpoint takes ten seconds: the next one is a hundred later.
+    fitted(copy.deepcopy(start), tmp_path / "often", pace=Pace(Clock(INTERVAL / 3)), **alone)
+    assert saved == [3, 10]

@@ -148,7 +148,7 @@ def test_alpha_of_one_trains_the_personalised_term_only(
 
 def test_users_who_disagree_each_get_their_way(tiny_base: BaseModel, tmp_path: Path) -> None:
     """Two users judge the very same pairs the opposite way: one model serves both."""
-    reference = PersonalizedLM.reference(tiny_base, Encoder(tiny_base.tokenizer, 64, 32))
+    reference = PersonalizedLM.reference(tiny_base, Encoder(tiny_base.chat, 64, 32))
     pairs = []
     for pair in some_pairs(4):
         chosen, rejected = reference.score([pair.row(0)], label="test").logps.tolist()

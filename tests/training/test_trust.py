@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import naive
+from killed import until_it_ends
 from personal import personalise
 from preferences import mirrored, some_pairs, train_params
+from prlhf.infra.kept import KeptWork
 from prlhf.models.base import BaseModel, Encoder
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UniformUserModel, build
@@ -72,6 +75,29 @@ def test_the_loss_of_the_mean_user_decides(tiny_base: BaseModel, kind: str) -> N
     assert (got["users"], got["pairs"]) == (3, 8)
 
 
+def test_it_goes_on_from_the_pairs_where_it_was_killed(
+    tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, pairs = personalise(tiny_base), some_pairs(9, weights=True)
+    calls: list[int] = []
+    forward = lm.forward
+    monkeypatch.setattr(
+        lm, "forward", lambda *args, **kwargs: (calls.append(1), forward(*args, **kwargs))[1]
+    )
+    expected = settle_trust(lm, pairs, TRAIN, batch=2, label="test")
+    total = len(calls)
+    calls.clear()
+    got, killed = until_it_ends(
+        lambda pace: settle_trust(
+            lm, pairs, TRAIN, batch=2, label="test", work=KeptWork(tmp_path, pace)
+        ),
+        looks=4,
+    )
+    assert got == expected
+    assert killed > 2
+    assert len(calls) == total
+
+
 @pytest.mark.parametrize(("helpful", "trust"), [(True, 1.0), (False, 0.0)])
 def test_users_are_trusted_where_it_helps(
     tiny_base: BaseModel, helpful: bool, trust: float
@@ -95,5 +121,5 @@ def test_there_is_nobody_to_trust_in_a_model_that_tells_nobody_apart(tiny_base: 
     assert may_differ(lm, 0.5)
     assert not may_differ(lm, 0.0)
     uniform = UniformUserModel(["ann"], 0, tiny_base.hidden_size)
-    encoder = Encoder(tiny_base.tokenizer, 64, 32)
+    encoder = Encoder(tiny_base.chat, 64, 32)
     assert not may_differ(PersonalizedLM(tiny_base, tiny_base.model, uniform, encoder), 0.5)

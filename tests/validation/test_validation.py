@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -304,6 +305,22 @@ def test_a_crashed_check_is_no_verdict_on_the_data():
     check = Check("there", ExpectColumnValuesToNotBeNull(column="b"))
     with pytest.raises(RuntimeError, match='the check there crashed: .*"b"'):
         Validator().run("suite", frame, [check])
+
+
+ODD = ["$HOME", "${HOME}", "$unset", "a\\$b", "\\\\$HOME", "~", "%(x)s", "é'\"`", " {0} ", "$"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_data_docs_are_where_they_belong_whatever_the_path(tmp_path, validated, pairs, seed):
+    """Great Expectations puts the environment's values for `$HOME` in a path."""
+    names = random.Random(seed).sample(ODD, len(ODD))
+    directory = tmp_path.joinpath(*names, "docs")
+    directory.mkdir(parents=True)
+    before = set(tmp_path.rglob("*"))
+    validated(pairs()).validator.write_docs(directory)
+    made = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert directory / "index.html" in made
+    assert all(path.is_relative_to(directory) for path in made)
 
 
 def test_nothing_is_printed_or_warned(validated, pairs, capfd):

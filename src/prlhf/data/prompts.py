@@ -5,6 +5,7 @@ Python call for each row; they take a column in pieces, which bounds their memor
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prlhf.data.identity import PIECE, UNUSUAL, VISIBLE, WHITE, mapped, normal_text
 from prlhf.data.ids import content_hash
 
 ROLES: Final = ("system", "user", "assistant")
@@ -20,15 +22,20 @@ ROLES: Final = ("system", "user", "assistant")
 UNENCODABLE: Final = "holds an unpaired surrogate, which is no valid Unicode text"
 """What is wrong with a text that is not `encodable`."""
 
-PIECE: Final = 2**16
-"""Rows taken at a time."""
-
 # The characters that JSON escapes: the backslash, which must come first, frequent and other ones.
 _COMMON: Final = '\\"\n\r\t'
 _OTHER: Final = "".join(chr(code) for code in range(32) if chr(code) not in _COMMON)
 _ESCAPE: Final = r"\\(?:u[0-9a-f]{4}|.)"
 # What stands around the escaped text of a single user message.
 _HEAD, _TAIL = '[{"role":"user","content":"', '"}]'
+
+_VISIBLE = re.compile(VISIBLE)
+# What in a canonical prompt `normal_prompt` might change: unusual characters, escapes but those of
+# quotes, backslashes and line feeds, and spaces and line ends at the edges of a line or text.
+_UNUSUAL: Final = rf'[{UNUSUAL}]|\\[bfrtu]| \\n|"content":"(?: |\\n)|(?: |\\n)"}}'
+
+# White space as it stands in a canonical prompt.
+_SPACES: Final = rf"(?:[{WHITE}]|\\[nt]|\\u001f)+"
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -45,10 +52,10 @@ def canonical_prompt(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     """The one spelling of a prompt: JSON of its messages, without spaces between tokens.
 
     A plain text becomes one user message. Text is kept verbatim; keys of a message other than
-    `role` and `content` are dropped.
+    `role` and `content` are dropped, and so are system messages without content.
 
     Raises:
-        EmptyPromptError: There is no message, or one holds nothing but white space.
+        EmptyPromptError: There is no message, or one holds nothing that shows.
         PromptError: `prompt` has another type or malformed messages, or does not end with the
             user's turn.
     """
@@ -58,10 +65,11 @@ def canonical_prompt(prompt: str | Sequence[Mapping[str, Any]]) -> str:
         raise PromptError(f"expected text or a list of messages, found {describe(prompt)}")
     if not prompt:
         raise EmptyPromptError("a list of messages without a message")
-    kept = [_message(message, number) for number, message in enumerate(prompt, 1)]
-    if kept[-1]["role"] != "user":
+    every = [chat_message(message, number) for number, message in enumerate(prompt, 1)]
+    kept = [each for each in every if each["role"] != "system" or _VISIBLE.search(each["content"])]
+    if kept and kept[-1]["role"] != "user":
         raise PromptError(f"the last message is the {kept[-1]['role']}'s, it must be the user's")
-    if not all(message["content"].strip() for message in kept):
+    if not kept or not all(_VISIBLE.search(message["content"]) for message in kept):
         raise EmptyPromptError("a message without content")
     text = _encode(kept)
     if not encodable(text):
@@ -92,9 +100,19 @@ def prompt_chars(prompt: str) -> int:
     return sum(len(message["content"]) for message in messages(prompt))
 
 
+def normal_prompt(prompt: str) -> str:
+    """A canonical prompt with its messages' text in the form of `identity.normal_text`."""
+    return _encode([each | {"content": normal_text(each["content"])} for each in messages(prompt)])
+
+
+def normal_prompts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`normal_prompt` of canonical prompts, none of them missing."""
+    return mapped(column, normal_prompt, _UNUSUAL)
+
+
 def prompt_id(prompt: str) -> str:
-    """The id of a canonical prompt."""
-    return content_hash(prompt)
+    """The id of a canonical prompt, the same in any encoding (`identity.normal_text`)."""
+    return content_hash(normal_prompt(prompt))
 
 
 def opening(prompt: str) -> str:
@@ -110,6 +128,19 @@ def opening(prompt: str) -> str:
 def openings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """`opening` of canonical prompts, none of them missing."""
     return pa.chunked_array([_openings(piece) for piece in _pieces(column)], pa.large_string())
+
+
+def opening_keys(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A key of openings in the form of `normal_prompts`; the same if only white space differs.
+
+    It is coarser than `prompt_id`: what is nearly the same prompt must not be on two sides, but
+    within a prompt white space may be what it is about.
+    """
+    kind = pa.large_string()
+    # A control character, which JSON escapes, for what would look like an escape behind it.
+    marked = (pc.replace_substring(piece, r"\\", "\x01") for piece in column.chunks)
+    found = [pc.replace_substring_regex(piece, _SPACES, " ") for piece in marked]
+    return pa.chunked_array(found, kind)
 
 
 def encodable(text: str) -> bool:
@@ -128,7 +159,7 @@ def describe(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"the number {value}"
+        return f"the number {value!s:.40}"
     if isinstance(value, str):
         return f"the text {value[:40]!r}"
     if isinstance(value, Mapping):
@@ -195,6 +226,10 @@ def _of_messages(lists: pa.Array) -> pa.Array | None:
     if roles is None or contents is None or not _all(pc.is_in(roles, pa.array(ROLES))):
         return None
     counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype("int64")
+    owners = np.repeat(np.arange(len(counts)), counts)
+    kept = pc.invert(pc.and_(pc.equal(roles, "system"), _is_blank(contents))).to_numpy(False)
+    roles, contents, owners = roles.filter(kept), contents.filter(kept), owners[kept]
+    counts = np.bincount(owners, minlength=len(counts))
     ends = np.cumsum(counts)
     last = pc.take(roles, pa.array(ends[counts > 0] - 1))
     if not _all(pc.equal(last, "user")):
@@ -205,7 +240,7 @@ def _of_messages(lists: pa.Array) -> pa.Array | None:
     joined = pc.binary_join(pa.LargeListArray.from_arrays(offsets, texts), comma)
     whole = _joined("[", joined, "]")
     empty = counts == 0
-    empty[np.repeat(np.arange(len(counts)), counts)[_is_blank(contents).to_numpy(False)]] = True
+    empty[owners[_is_blank(contents).to_numpy(False)]] = True
     return pc.if_else(pa.array(empty), pa.scalar(None, pa.large_string()), whole)
 
 
@@ -238,8 +273,8 @@ def _joined(*parts: pa.Array | str) -> pa.Array:
 
 
 def _is_blank(texts: pa.Array) -> pa.Array:
-    """Whether `str.strip` would leave nothing."""
-    return pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0)
+    """Whether nothing in a text shows."""
+    return pc.invert(pc.match_substring_regex(texts, VISIBLE))
 
 
 def _escaped(texts: pa.Array) -> pa.Array:
@@ -252,14 +287,19 @@ def _escaped(texts: pa.Array) -> pa.Array:
     return texts
 
 
-def _message(message: object, number: int) -> dict[str, str]:
+def chat_message(message: object, number: int) -> dict[str, str]:
+    """A message's `role` and `content`, checked; `number` is its place in the prompt, from 1.
+
+    Raises:
+        PromptError: It is no message.
+    """
     if not isinstance(message, Mapping):
         raise PromptError(
             f"message {number}: expected an object with role and content, found {describe(message)}"
         )
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        found = "no role" if role is None else f"role {role!r}"
+        found = "no role" if role is None else f"role {role!r:.40}"
         raise PromptError(f"message {number} has {found}, expected one of {', '.join(ROLES)}")
     if content is None:
         raise PromptError(f"message {number} has no content")

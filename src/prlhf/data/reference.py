@@ -1,6 +1,6 @@
 """The results of the reference pass and their files, which can be read without a model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,19 @@ from prlhf.infra.io import naming, read_parquet, require_file, write_parquet
 
 LOGPS: Final = "logps.parquet"
 FEATURES: Final = "features.npy"
+
+SET_ASIDE: Final = "set_aside.parquet"
+"""The prepared pairs that no model can tell apart, because it reads the same in both responses."""
+
+SET_ASIDE_COLUMNS: Final = ("split", "pair_id", "user_id", "row", "reason", "max_response")
+"""Columns of `SET_ASIDE`; `max_response` is the least limit that would tell the pair apart, missing
+if none would."""
+
+EQUAL_AFTER_CUT: Final = "equal_after_cut"
+"""The reason of a pair whose responses are the same up to `tokens.max_response`."""
+
+EQUAL_TOKENS: Final = "equal_tokens"
+"""The reason of a pair whose responses are the same tokens from beginning to end."""
 
 
 def text_key(prompt: str, response: str, user_text: str | None = None) -> str:
@@ -112,3 +125,29 @@ def load_reference(directory: Path) -> Reference:
     table = read_parquet(directory / LOGPS)
     logps = dict(zip(table["text"].tolist(), table["logp"].tolist(), strict=True))
     return Reference(logps, directory)
+
+
+def read_set_aside(directory: Path, split: str) -> pd.DataFrame:
+    """The pairs of a split that are set aside, `SET_ASIDE_COLUMNS`."""
+    table = read_parquet(directory / SET_ASIDE)
+    return table[table["split"] == split]
+
+
+def read_pairs(
+    prepared: Path, reference: Path, split: str, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The prepared pairs of a split that models can tell apart.
+
+    Args:
+        prepared: `data/prepared`.
+        reference: `data/reference`.
+        split: `train`, `validation`, `test` or `unseen`.
+        columns: which are wanted; None for all.
+    """
+    path = prepared / f"{split}.parquet"
+    equal = read_set_aside(reference, split)["pair_id"]
+    if equal.empty:
+        return read_parquet(path, columns)
+    table = read_parquet(path, None if columns is None else [*{*columns, "pair_id"}])
+    table = table[~table["pair_id"].isin(equal)].reset_index(drop=True)
+    return table if columns is None else table[list(columns)]

@@ -7,6 +7,7 @@ whether something is in it changes no result.
 import hashlib
 import os
 import secrets
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,11 @@ from prlhf.infra.progress import say
 
 DIGEST: Final = 16
 """Bytes of the hash in front of each entry."""
+
+PARTIAL: Final = ".partial"
+
+WRITTEN: Final = 60.0
+"""Seconds after which an entry has been written, or never will be."""
 
 
 class ResultCache:
@@ -60,7 +66,7 @@ class ResultCache:
     def put(self, key: str, entry: bytes) -> None:
         """Keep an entry. A disk that is full or read-only keeps nothing, which is no error."""
         path = self.path(key)
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not flushed to the disk: the digest tells whether it got there.
@@ -70,12 +76,15 @@ class ResultCache:
             _remove(partial)
 
     def trim(self) -> None:
-        """Drop the least recently used entries until the rest is within the limit."""
+        """Drop what killed processes left, and the least recently used entries above the limit."""
         found = []
         for path in self.root.glob("*/*"):
             with suppress(OSError):
                 status = path.stat()
-                found.append((status.st_mtime_ns, status.st_size, path))
+                if path.suffix == PARTIAL and time.time() - status.st_mtime > WRITTEN:
+                    path.unlink()
+                else:
+                    found.append((status.st_mtime_ns, status.st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= self.limit:

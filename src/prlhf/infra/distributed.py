@@ -52,7 +52,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _rank() -> int:
+def process_rank() -> int:
     """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -64,7 +64,7 @@ def local_rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the process that writes files."""
-    return _rank() == 0
+    return process_rank() == 0
 
 
 @contextlib.contextmanager
@@ -113,8 +113,8 @@ def turns(batches: Sequence[list[int]]) -> Iterator[Turn]:
     size = world_size()
     for first in range(0, len(batches), size):
         dealt = batches[first : first + size]
-        own = _rank() < len(dealt)
-        yield Turn(dealt[_rank()] if own else dealt[-1], own, sum(map(len, dealt)))
+        own = process_rank() < len(dealt)
+        yield Turn(dealt[process_rank()] if own else dealt[-1], own, sum(map(len, dealt)))
 
 
 def all_reduce_sum_(*results: Tensor | None) -> None:

@@ -14,6 +14,16 @@ EXIT_PIPE = 141
 EXIT_TERMINATED = 143
 
 
+# Control characters, which a terminal would obey, and lone surrogates, which have no bytes.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text in one line, with what no terminal or file should be sent written as its escape."""
+    line = " ".join(text.split())
+    return _UNPRINTABLE.sub(lambda found: repr(found.group())[1:-1], line)
+
+
 class UserError(Exception):
     """A mistake its user can mend.
 
@@ -38,7 +48,7 @@ class UserError(Exception):
         """The message, one line per problem."""
         where = f"{self.where}: " if self.where else ""
         fix = f" ({self.fix})" if self.fix else ""
-        return [" ".join(f"{where}{self.problem}{fix}".split())]
+        return [printable(f"{where}{self.problem}{fix}")]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -70,11 +80,13 @@ def loading(problem: str, *, where: str | Path, fix: str | None = None) -> Itera
     Raises:
         UserError: `problem`, followed by the first line of the original message.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Readers of damaged files raise whatever their code runs into.
+        if _is_out_of_memory(error):
+            raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{problem}: {first_line}", where=where, fix=fix) from error
 
@@ -106,12 +118,7 @@ def user_lines(error: Exception) -> list[str]:
     """
     if isinstance(error, UserError):
         return error.lines()
-    # torch has a class of its own for the accelerator's memory, and a message for the machine's.
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    ):
+    if _is_out_of_memory(error):
         return [str(UserError("out of memory", fix=_LOWER_MEMORY))]
     if isinstance(error, OSError) and error.errno and error.filename is not None:
         return [_system_line(error.errno, error.filename)]
@@ -120,6 +127,15 @@ def user_lines(error: Exception) -> list[str]:
         if number is not None:
             return [_system_line(number, getattr(link, "filename", None))]
     return []
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of the machine, for which torch has but a message, or of the accelerator."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -34,7 +35,11 @@ CHECKPOINTS: Final = Path(".cache/checkpoints")
 """Where interrupted runs keep their work: outside DVC's outputs, which it deletes before a run."""
 
 ABANDONED: Final = 86400.0
-"""Seconds without a change after which nobody is thought to write to an unfinished directory."""
+"""Seconds without a change after which nobody is thought to write to an unfinished file, where the
+file system has no locks to tell by."""
+
+NEW: Final = 5.0
+"""Seconds within which the maker of an unfinished file has locked it."""
 
 UNFINISHED: Final = 3
 """Runs of a stage and method whose work is kept: the present one, and the last before it."""
@@ -54,25 +59,28 @@ def atomic_path(path: str | Path, *, directory: bool = False) -> Iterator[Path]:
 
     Yields a temporary sibling (same suffix, hidden) for the caller to write to; parents are made
     as needed. When the block ends, its content is flushed to disk and renamed to `path`, replacing
-    what was there. When the block raises, the sibling is removed and `path` stays as it was. What a
-    killed process left of an earlier directory is removed, too.
+    what was there. When the block raises, the sibling is removed and `path` stays as it was. What
+    killed processes left of earlier ones is removed, too.
 
     Args:
         path: The final name.
-        directory: Yield a new empty directory instead of the name of a file not yet there.
+        directory: Yield a new empty directory instead of a new empty file.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(final)
     token = f"{secrets.token_hex(4)}.partial"
     partial = final.with_name(f".{final.stem}.{token}{final.suffix}")
     try:
         with naming(final):
             if directory:
-                _remove_abandoned(final)
                 partial.mkdir()
-            yield partial
-            _flush(partial)
-        _replace(partial, final)
+            else:
+                partial.touch(exist_ok=False)
+            with _locked(partial):
+                yield partial
+                flush(partial)
+                _replace(partial, final)
     except BaseException as error:
         _remove(partial)
         if isinstance(error, OSError) and isinstance(error.filename, str):
@@ -174,6 +182,39 @@ def require_file(path: str | Path) -> None:
         raise UserError("no such file", where=path, fix="`dvc repro` makes what is missing")
 
 
+def require_place(root: Path, folders: Iterable[Path]) -> None:
+    """Refuse places in which DVC cannot keep results, which it says only after a stage has run.
+
+    Args:
+        root: The project, an absolute path.
+        folders: What its outputs lie in, relative to the root; they need not be there.
+
+    Raises:
+        UserError: DVC or Git cannot work with the project's path, or a folder is behind a symbolic
+            link that leads out of the Git repository.
+    """
+    shown = os.fsencode(root).decode(errors="replace")
+    if shown != str(root):
+        raise UserError("DVC needs a path in UTF-8", where=shown, fix="rename the directory")
+    # DVC takes braces for fields of a format; Git lists where copies find their objects by line.
+    if {"{", "}", "\n"} & set(shown):
+        problem = "DVC and Git cannot work in a path with {, } or a line break"
+        raise UserError(problem, where=root, fix="rename the directory")
+    top = next((each for each in (root, *root.parents) if (each / ".git").exists()), None)
+    if top is None:
+        return
+    for folder in folders:
+        place = (root / folder).resolve()
+        if not place.is_relative_to(top.resolve()):
+            link = next(each for each in (folder, *folder.parents) if (root / each).is_symlink())
+            raise UserError(
+                f"leads to {place}, and DVC keeps no results outside of the Git repository",
+                where=link,
+                fix="make it a plain directory; for another disk, set `dvc cache dir` to a place "
+                "there and `dvc config cache.type symlink`",
+            )
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as stream:
@@ -188,13 +229,33 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[bool | None]:
+    """Hold the lock of whoever writes to an unfinished file or directory.
+
+    The system lets go of it when a process dies. Yields whether it is ours; None if this file
+    system has no locks.
+    """
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            yield False if isinstance(error, BlockingIOError) else None
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
 def _remove_abandoned(final: Path) -> None:
-    """Remove unfinished directories in which nothing has changed for `ABANDONED` seconds."""
-    for left in final.parent.glob(
-        f".{glob.escape(final.stem)}.*.partial{glob.escape(final.suffix)}"
-    ):
-        if time.time() - max(map(_last_change, [left, *left.rglob("*")])) > ABANDONED:
-            _remove(left)
+    """Remove unfinished files and directories to which nobody writes any more."""
+    for left in final.parent.glob(f".{glob.escape(final.stem)}.*.partial*"):
+        with contextlib.suppress(OSError), _locked(left) as ours:
+            # Locked last if at all: between the making and the locking of one there is a moment.
+            changed = max(map(_last_change, [left, *left.rglob("*")]))
+            if time.time() - changed > (NEW if ours else ABANDONED) and ours is not False:
+                _remove(left)
 
 
 def _last_change(path: Path) -> float:
@@ -204,7 +265,8 @@ def _last_change(path: Path) -> float:
         return 0.0
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or a directory with all that is in it, is on the disk."""
     for entry in [*path.rglob("*"), path]:
         if not entry.is_symlink():
             _fsync(entry)

@@ -1,5 +1,6 @@
 """Progress on stderr: a bar on a terminal, plain lines elsewhere, nothing from libraries."""
 
+import logging
 import sys
 import time
 import warnings
@@ -22,6 +23,17 @@ def say(message: str) -> None:
     if not _silent:
         sys.stderr.write(f"{message}\n")
         sys.stderr.flush()
+
+
+def quiet_libraries() -> None:
+    """Keep the warnings of libraries off the terminal: what users should know, we say.
+
+    Whoever wants to see them asks Python: `PYTHONWARNINGS=default`.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    # Without any handler, Python prints what libraries log.
+    logging.getLogger().addHandler(logging.NullHandler())
 
 
 def quiet_transformers() -> None:

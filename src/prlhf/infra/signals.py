@@ -11,7 +11,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -94,6 +95,36 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         if stopped:
             raise Terminated from None
         raise
+
+
+class _TimeUp(BaseException):
+    """No `Exception`, so that what the block does about those lets it pass."""
+
+
+@contextmanager
+def time_limit(seconds: float, error: Exception) -> Iterator[None]:
+    """A block that raises `error` once this process has computed for `seconds` in it.
+
+    Computing time, because a busy machine is nobody's fault. Signals reach only Python code, and
+    only that of the main thread: elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _TimeUp
+
+    before = signal.signal(signal.SIGPROF, stop)
+    try:
+        # Again after as long, because a finaliser may have swallowed it.
+        signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
+        yield
+    except _TimeUp:
+        raise error from None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _send_again(unraisable: sys.UnraisableHookArgs) -> None:

@@ -12,11 +12,9 @@ cannot understand them differently.
 """
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -28,7 +26,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
-from prlhf.ingest.files import DELIMITERS, Records, file_format, open_binary
+from prlhf.infra.errors import UserError
+from prlhf.ingest.delimited import DELIMITERS, Dialect, find_dialect
+from prlhf.ingest.files import LINES, Records, file_format, open_binary, unpacking
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -78,24 +78,31 @@ def read_columns(path: Path, mapping: Mapping[str, str | None]) -> Records | Non
         mapping: Our name -> the source's name, as in `columns.contract_rows`.
     """
     kind = file_format(path)
-    if kind != ".jsonl" and kind not in DELIMITERS:
+    if kind not in LINES and kind not in DELIMITERS:
         return None
+    wanted = list(dict.fromkeys(name for name in mapping.values() if name is not None))
     try:
-        with open_binary(path) as file:
-            if kind == ".jsonl":
+        with unpacking(path), open_binary(path) as file:
+            if kind in LINES:
                 return _json_lines(file, str(path), mapping)
-            return _delimited(file, str(path), mapping, DELIMITERS[kind])
-    except (_Declined, EOFError, gzip.BadGzipFile, zlib.error):
+            return _delimited(file, str(path), wanted, find_dialect(path, wanted))
+    except (_Declined, UserError):
         return None
 
 
 def _gathered(
-    place: str, names: list[str], table: pa.Table, numbers: list[Numbers], *, typed: bool
+    place: str,
+    names: list[str],
+    table: pa.Table,
+    numbers: list[Numbers],
+    *,
+    typed: bool,
+    notes: tuple[str, ...] = (),
 ) -> Records:
     columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
     # A numpy array is no `Sequence` by type, but does all that `Records` needs of one.
     found: Any = np.concatenate(numbers)
-    return Records(place, "line", found, names, columns, typed)
+    return Records(place, "line", found, names, columns, typed, notes)
 
 
 def _parsed(read: Callable[[], pa.Table], rows: int) -> pa.Table:
@@ -242,10 +249,10 @@ def _differ_in_python(table: pa.Table) -> bool:
 # ---------------------------------------------------------------- CSV and TSV
 
 
-def _delimited(
-    file: io.BufferedIOBase, place: str, mapping: Mapping[str, str | None], delimiter: str
-) -> Records:
-    wanted = list(dict.fromkeys(name for name in mapping.values() if name is not None))
+def _delimited(file: io.BufferedIOBase, place: str, wanted: list[str], dialect: Dialect) -> Records:
+    if dialect.skipped:
+        raise _Declined
+    delimiter = dialect.delimiter
     header: list[str] = []
     tables: list[pa.Table] = []
     numbers: list[Numbers] = []
@@ -264,7 +271,8 @@ def _delimited(
         lines_before += block.n_lines
     if not tables:
         raise _Declined
-    return _gathered(place, header, pa.concat_tables(tables), numbers, typed=False)
+    table = pa.concat_tables(tables)
+    return _gathered(place, header, table, numbers, typed=False, notes=dialect.notes)
 
 
 def _record_blocks(file: io.BufferedIOBase, delimiter: str) -> Iterator[_Block]:

@@ -23,7 +23,11 @@ from prlhf.data.prompts import (
     message_prompts,
     text_prompts,
 )
+from prlhf.data.users import EXACT, id_text, lost_digits
 from prlhf.infra.errors import UserError
+from prlhf.infra.progress import say
+from prlhf.ingest.conversations import FORMS, unfolded
+from prlhf.ingest.digits import first_inexact, first_rounded
 from prlhf.ingest.files import Records
 
 _FLOAT_ID = re.compile(r"-?\d+\.0")
@@ -65,6 +69,9 @@ def contract_rows(records: Records, mapping: Mapping[str, str | None], source: s
         UserError: A mapped column is missing (the message names the nearest there is), or a value
             has the wrong type (the message names its place).
     """
+    records = unfolded(records, mapping)
+    for note in records.notes:
+        say(f"{records.place}: {note}")
     _require_columns(records, mapping)
     converters: dict[str, Callable[[Records, str], pa.Array | pa.ChunkedArray]] = {
         "user_id": _labels,
@@ -118,18 +125,16 @@ def _require_columns(records: Records, mapping: Mapping[str, str | None]) -> Non
     for ours, theirs in mapping.items():
         if theirs is None or theirs in records.names:
             continue
-        folded = {name.casefold(): name for name in reversed(records.names)}
+        # A header may be a row of long texts.
+        names = [name[:40] for name in records.names[:40]]
+        folded = {name.casefold(): name for name in reversed(names)}
         near = difflib.get_close_matches(theirs.casefold(), folded, n=1, cutoff=0.5)
         hint = f'did you mean "{folded[near[0]]}"? ' if near else ""
         raise UserError(
-            f'no column "{theirs}"; it has {", ".join(records.names) or "none"}',
+            f'no column "{theirs}"; it has {", ".join(names) or "none"}',
             where=records.place,
             fix=f"{hint}set data.columns.{ours}",
         )
-
-
-def _wrong(records: Records, index: int, name: str, problem: str) -> UserError:
-    return UserError(f'column "{name}": {problem}', where=records.where(index))
 
 
 def _wrong_column(records: Records, name: str, kind: object, expected: str) -> UserError:
@@ -166,28 +171,37 @@ def _text_array(records: Records, name: str, values: list[Any]) -> pa.Array | pa
         for index, value in enumerate(values):
             if value is not None and not isinstance(value, str):
                 problem = f"expected text, found {describe(value)}"
-                raise _wrong(records, index, name, problem) from None
+                raise records.wrong(index, name, problem) from None
             if value is not None and not encodable(value):
-                raise _wrong(records, index, name, UNENCODABLE) from None
+                raise records.wrong(index, name, UNENCODABLE) from None
         raise
 
 
 def _labels(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
     """Text or whole numbers, as text."""
     column = _decoded(records, name)
-    if not isinstance(column, list):
-        return _label_column(records, name, column) if records.typed else _untyped_labels(column)
-    if records.typed:
-        labels = [_label(records, index, name, value) for index, value in enumerate(column)]
+    if isinstance(column, list):
+        if records.typed:
+            column = [_label(records, index, name, value) for index, value in enumerate(column)]
+        texts = _text_array(records, name, column)
     else:
-        # Whole numbers that went through a float column, as pandas writes them beside gaps.
-        floats = all(value is None or _FLOAT_ID.fullmatch(value) for value in column)
-        labels = [value and value.removesuffix(".0") for value in column] if floats else column
-    return _text_array(records, name, labels)
+        texts = _label_column(records, name, column)
+    if (index := first_rounded(texts)) is not None:
+        raise _lost_digits(records, index, name, texts[index].as_py())
+    return texts if records.typed else _untyped_labels(texts)
 
 
-def _untyped_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As for a list: if all are whole numbers with a fraction of zero, they lose it."""
+def _lost_digits(records: Records, index: int, name: str, found: str) -> UserError:
+    fix = "export the column as text; if it is a name, put a letter in front"
+    problem = f'column "{name}": {lost_digits(found)}'
+    return UserError(problem, where=records.where(index), fix=fix)
+
+
+def _untyped_labels(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Whole numbers that went through a float column, as pandas writes them beside gaps.
+
+    If all have a fraction of zero, they lose it.
+    """
     # Python knows other scripts' digits: what is left is checked up to the first that does not fit.
     others = column.filter(pc.invert(pc.match_substring_regex(column, r"^-?[0-9]+\.0$")))
     if all(_FLOAT_ID.fullmatch(value.as_py()) for value in others):
@@ -196,13 +210,12 @@ def _untyped_labels(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _label(records: Records, index: int, name: str, value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    raise _wrong(records, index, name, f"expected text or a whole number, found {describe(value)}")
+    if isinstance(value, float) and abs(value) >= EXACT:
+        raise _lost_digits(records, index, name, repr(value))
+    try:
+        return None if value is None else id_text(value)
+    except ValueError as error:
+        raise records.wrong(index, name, str(error)) from error
 
 
 def _label_column(records: Records, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -211,6 +224,8 @@ def _label_column(records: Records, name: str, column: pa.ChunkedArray) -> pa.Ch
     if not pa.types.is_floating(column.type):
         raise _wrong_column(records, name, column.type, "text or whole numbers")
     given = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if (index := first_inexact(given)) is not None:
+        raise _lost_digits(records, index, name, repr(given[index].as_py()))
     try:
         return given.cast(pa.int64()).cast(pa.string())
     except pa.ArrowInvalid as error:
@@ -242,7 +257,7 @@ def _weight(records: Records, index: int, name: str, value: object) -> float | N
         # ValueError: no number. OverflowError: more digits than a float can hold.
         with contextlib.suppress(ValueError, OverflowError):
             return float(cast("float | str", value))
-    raise _wrong(records, index, name, f"expected a number, found {describe(value)}")
+    raise records.wrong(index, name, f"expected a number, found {describe(value)}")
 
 
 def _sides(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
@@ -251,7 +266,7 @@ def _sides(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
     if not pc.all(known, min_count=0).as_py():
         index = pc.index(known, False).as_py()
         problem = f"expected {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, found "
-        raise _wrong(records, index, name, problem + describe(sides[index].as_py()))
+        raise records.wrong(index, name, problem + describe(sides[index].as_py()))
     return sides
 
 
@@ -284,7 +299,7 @@ def _time(records: Records, index: int, name: str, value: object) -> float | Non
             if math.isfinite(number):
                 return number / 1000 if abs(number) >= MILLISECONDS else number
     problem = f"expected a time (ISO 8601, or a number since 1970), found {describe(value)}"
-    raise _wrong(records, index, name, problem)
+    raise records.wrong(index, name, problem)
 
 
 def _prompts(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
@@ -307,7 +322,7 @@ def _prompts(records: Records, name: str) -> pa.Array | pa.ChunkedArray:
         try:
             prompt = None if value is None else canonical_or_none(value)
         except PromptError as error:
-            raise _wrong(records, index, name, str(error)) from error
+            raise records.wrong(index, name, str(error), FORMS) from error
         if isinstance(value, str):
             known[value] = prompt
         found.append(prompt)

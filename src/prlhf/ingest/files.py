@@ -1,22 +1,19 @@
-"""Local files of preference pairs: JSON Lines, JSON, CSV, TSV and Parquet, gzipped or not.
+"""What is in one file: its text, its JSON values, its rows, each with its place.
 
 The text formats go through the standard library, which knows the line that every value came from.
-`prlhf.ingest.columnar` reads files without a fault faster.
 """
 
 import contextlib
-import csv
 import gzip
 import io
+import itertools
 import json
-import sys
+import re
 import zlib
-from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +21,25 @@ import pyarrow.parquet as pq
 from prlhf.data.prompts import describe
 from prlhf.infra.errors import UserError
 
-DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
+LINES: Final = (".jsonl", ".ndjson")
+"""Names of JSON Lines."""
+
+PACKED: Final = (".gz", ".zst")
+"""Further suffixes, of packed files: gzip and Zstandard."""
+
+# How files begin that are no text, whatever their name says: what they are, and what to do.
+_KINDS: Final = {
+    b"\x1f\x8b": ("is packed with gzip", "end its name in .gz"),
+    b"\x28\xb5\x2f\xfd": ("is packed with Zstandard", "end its name in .zst"),
+    b"BZh91AY": ("is packed with bzip2", "unpack it; .gz and .zst can be read"),
+    b"\xfd7zXZ": ("is packed with xz", "unpack it; .gz and .zst can be read"),
+    b"PK\x03\x04": ("is a ZIP archive, or a spreadsheet", "unpack it, or save it as CSV UTF-8"),
+    b"\xd0\xcf\x11\xe0": ("is a spreadsheet", "save it as CSV UTF-8"),
+    b"PAR1\x15": ("is a Parquet file", "end its name in .parquet"),
+    b"version https://git-lfs": ("is a pointer of Git LFS", "`git lfs pull` brings the file"),
+}
+# Outside of texts, what Python writes for numbers that JSON does not have.
+_CONSTANT: Final = re.compile(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)', re.DOTALL)
 
 
 @dataclass
@@ -39,76 +54,62 @@ class Records:
         columns: The columns read, by their name in the source: an Arrow column, or a list of Python
             values in which None stands for a missing one.
         typed: Whether the source tells numbers from text. CSV does not.
+        notes: What was found out about the source's form that its name does not say.
     """
 
     place: str
-    unit: Literal["line", "row", "element"]
+    unit: str
     numbers: Sequence[int]
     names: list[str]
     columns: dict[str, list[Any] | pa.ChunkedArray] = field(default_factory=dict)
     typed: bool = True
+    notes: tuple[str, ...] = ()
 
     def where(self, index: int) -> str:
         """Where the record at `index` (from 0) stands, for an error message."""
-        return _place(self.place, self.unit, self.numbers[index])
+        return stands_at(self.place, self.unit, self.numbers[index])
+
+    def wrong(self, index: int, name: str, problem: str, fix: str | None = None) -> UserError:
+        """What is wrong with a value of the record at `index`, for the caller to raise."""
+        return UserError(f'column "{name}": {problem}', where=self.where(index), fix=fix)
 
 
-def _place(source: str | Path, unit: str, number: int) -> str:
+class Repeating(dict[str, Any]):
+    """A JSON object that has a name more than once: the values given last, and those names."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = {name for name in self if names.count(name) > 1}
+
+
+def stands_at(source: str | Path, unit: str, number: int) -> str:
+    """Where a record stands, in the words of an error message."""
     return f"{source}:{number}" if unit == "line" else f"{source}: {unit} {number}"
 
 
-def find_files(path: Path) -> list[Path]:
-    """The data files that `path` names: itself, or the files of a directory sorted by name.
-
-    Raises:
-        UserError: There is none.
-    """
-    formats = f"{', '.join(READERS)}, each also with .gz"
-    if path.is_dir():
-        files = sorted(
-            entry
-            for entry in path.iterdir()
-            if entry.is_file() and not entry.name.startswith(".") and file_format(entry) in READERS
-        )
-        if not files:
-            raise UserError("no data file in this directory", where=path, fix=f"known: {formats}")
-        return files
-    if not path.exists():
-        raise UserError("no such file or directory", where=path, fix="set data.path")
-    if file_format(path) not in READERS:
-        problem = f"unknown kind of file {file_format(path) or 'without a suffix'}"
-        raise UserError(problem, where=path, fix=f"known: {formats}")
-    return [path]
-
-
-def read_file(path: Path, wanted: Collection[str]) -> Records:
-    """Read the `wanted` columns of one file, as far as it has them.
-
-    Raises:
-        UserError: The file is empty, damaged or not what its name says; the message names the line
-            where there is one.
-    """
-    with _unpacking(path):
-        records = READERS[file_format(path)](path, wanted)
-    if not len(records.numbers):
-        raise UserError("is empty: no rows in it", where=path)
-    return records
+def is_message(value: object) -> bool:
+    """Whether a value has the form of a chat message: `{role, content}`, or `{from, value}`."""
+    return isinstance(value, dict) and any(
+        names <= value.keys() for names in ({"role", "content"}, {"from", "value"})
+    )
 
 
 def read_values(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, str, Any]]:
     """The records of a JSON Lines, JSON or Parquet file: number, place in words, and value.
 
-    They are read one by one: except for a JSON list, no more than a batch of rows is held at a
+    They are read one by one: except for a JSON document, no more than a batch of rows is held at a
     time. Of Parquet only the `wanted` columns are read.
 
     Raises:
-        UserError: As `read_file`, or the format cannot hold nested fields.
+        UserError: The file is empty, damaged or not what its name says, or its format cannot hold
+            nested fields; the message names the line where there is one.
     """
     empty = True
-    with _unpacking(path):
+    with unpacking(path):
         for unit, number, value in _values(path, wanted):
             empty = False
-            yield number, _place(path, unit, number), value
+            yield number, stands_at(path, unit, number), value
     if empty:
         raise UserError("is empty: no rows in it", where=path)
 
@@ -119,75 +120,60 @@ def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     Raises:
         UserError: The file is damaged or not UTF-8.
     """
-    with _unpacking(path):
-        for number, line in enumerate(_lines(path), 1):
+    with unpacking(path):
+        for number, line in enumerate(text_lines(path), 1):
             if text := line.strip():
                 yield number, f"{path}:{number}", text
 
 
+# ---------------------------------------------------------------- bytes and lines
+
+
 def file_format(path: Path) -> str:
-    """The suffix that tells the format, `.gz` left aside."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+    """The suffix that tells the format, that of a packed file left aside; in lower case."""
+    name = Path(path.name.lower())
+    return (name.with_suffix("") if name.suffix in PACKED else name).suffix
 
 
 def open_binary(path: Path) -> io.BufferedIOBase:
     """A file's bytes, unpacked."""
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-def table_records(table: pa.Table, place: str, names: list[str]) -> Records:
-    """Records of an Arrow table, whose rows are numbered from 1."""
-    columns = {name: table.column(name) for name in table.column_names}
-    return Records(place, "row", range(1, table.num_rows + 1), names, dict(columns))
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix.lower() == ".zst":
+        return io.BufferedReader(pa.CompressedInputStream(path.open("rb"), "zstd"))
+    return path.open("rb")
 
 
 @contextlib.contextmanager
-def _unpacking(path: Path) -> Iterator[None]:
+def unpacking(path: Path) -> Iterator[None]:
+    """What a damaged archive raises in the block becomes one plain error.
+
+    Raises:
+        UserError: The archive is not whole.
+    """
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"is not a whole gzip file: {error}", where=path) from error
+    except (EOFError, OSError, zlib.error) as error:
+        # A failing disk has an errno. Arrow has no class of its own for what it cannot unpack.
+        if path.suffix.lower() not in PACKED or (isinstance(error, OSError) and error.errno):
+            raise
+        kind = "gzip" if path.suffix.lower() == ".gz" else "Zstandard"
+        raise UserError(f"is not a whole {kind} file: {error}", where=path) from error
 
 
-def _values(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, int, Any]]:
-    """The values of a file, each with what its number counts and the number."""
-    kind = file_format(path)
-    if kind == ".parquet":
-        with _parquet(path) as parquet:
-            columns = [name for name in parquet.schema_arrow.names if name in wanted]
-            batches = parquet.iter_batches(batch_size=4096, columns=columns)
-            records = (record for batch in batches for record in batch.to_pylist())
-            for number, record in enumerate(records, 1):
-                yield "row", number, record
-    elif kind in (".json", ".jsonl"):
-        yield from _json_values(path)
-    else:
-        raise UserError(
-            f"a {kind} file has no nested fields", where=path, fix="known: .jsonl, .json, .parquet"
-        )
-
-
-def _json_values(path: Path) -> Iterator[tuple[Literal["line", "element"], int, Any]]:
-    if file_format(path) == ".json":
-        text = "".join(_lines(path))
-        # Many tools write JSON Lines under this name.
-        if text.lstrip().startswith("["):
-            for number, element in enumerate(_parse(text, path, None), 1):
-                yield "element", number, element
-            return
-    for number, line in enumerate(_lines(path), 1):
-        if line and not line.isspace():
-            yield "line", number, _parse(line.rstrip("\r\n"), path, number)
-
-
-def _lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their ends; a byte-order mark is dropped.
 
     Lines end at a line feed only: JSON may hold Unicode's other line separators.
+
+    Raises:
+        UserError: It is no text, or not UTF-8.
     """
     offset = 0
     with open_binary(path) as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                _require_text(path, line)
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -195,107 +181,186 @@ def _lines(path: Path) -> Iterator[str]:
                 raise UserError(
                     f"is not UTF-8: byte {byte}",
                     where=f"{path}:{number}",
-                    fix="save the file as UTF-8",
+                    fix="save the file as UTF-8; `iconv -f CP1252 -t UTF-8` if it is from Windows",
                 ) from error
             offset += len(line)
             yield text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _require_text(path: Path, line: bytes) -> None:
+    for start, (what, fix) in _KINDS.items():
+        if line.startswith(start):
+            raise UserError(what, where=path, fix=fix)
+    encoding = json.detect_encoding(line)
+    if not encoding.startswith("utf-8"):
+        name = f"{encoding[:6]}{encoding[7:]}".upper()
+        fix = f"save the file as UTF-8; `iconv -f {name} -t UTF-8` does it"
+        raise UserError(f"is {name}, not UTF-8", where=path, fix=fix)
 
 
-_decode = json.JSONDecoder(parse_constant=_no_constant).decode
+# ---------------------------------------------------------------- values
 
 
-def _parse(text: str, path: Path, line: int | None) -> Any:
-    try:
-        return _decode(text)
-    except (ValueError, RecursionError) as error:
-        problem = str(error)
-        if isinstance(error, json.JSONDecodeError):
-            line = line or error.lineno
-            problem = f"{error.msg} (column {error.colno})"
-        where = f"{path}:{line}" if line else path
-        raise UserError(f"malformed JSON: {problem}", where=where) from error
-
-
-def _read_json(path: Path, wanted: Collection[str]) -> Records:
-    numbers = array("q")
-    records = Records(str(path), "line", numbers, [])
-    columns: dict[str, list[Any]] = {name: [] for name in wanted}
-    seen: dict[str, None] = {}
-    for unit, number, record in _json_values(path):
-        records.unit = unit
-        numbers.append(number)
-        if not isinstance(record, dict):
-            problem = f"expected a JSON object, found {describe(record)}"
-            raise UserError(problem, where=records.where(-1))
-        if record.keys() - seen.keys():
-            seen.update(dict.fromkeys(record))
-        for name, column in columns.items():
-            column.append(record.get(name))
-    records.names = list(seen)
-    records.columns.update((name, column) for name, column in columns.items() if name in seen)
-    return records
-
-
-def _read_delimited(path: Path, wanted: Collection[str], *, delimiter: str) -> Records:
-    # Without this, a cell over 128 kB is an error of the csv module's own.
-    csv.field_size_limit(sys.maxsize)
-    # `strict` makes a stray or unclosed quote an error instead of a merged row.
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
-    start = 1
-    try:
-        header = next((row for row in reader if row), [])
-        columns: dict[str, list[str | None]] = {name: [] for name in wanted if name in header}
-        for name in columns:
-            if (count := header.count(name)) > 1:
-                raise UserError(f'has {count} columns named "{name}"', where=f"{path}:1")
-        targets = [(column, header.index(name)) for name, column in columns.items()]
-        numbers = array("q")
-        start = reader.line_num + 1
-        for row in reader:
-            if row:
-                if len(row) != len(header):
-                    problem = f"has {len(row)} fields where the header has {len(header)}"
-                    raise UserError(problem, where=f"{path}:{start}")
-                numbers.append(start)
-                for column, place in targets:
-                    column.append(row[place] or None)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(
-            f"malformed row: {error}", where=f"{path}:{start}", fix="check its quotes"
-        ) from error
-    return Records(str(path), "line", numbers, header, dict(columns), typed=False)
-
-
-def _read_parquet(path: Path, wanted: Collection[str]) -> Records:
-    with _parquet(path) as parquet:
-        names = list(parquet.schema_arrow.names)
-        table = parquet.read(columns=[name for name in names if name in wanted])
-    return table_records(table, str(path), names)
+def _values(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, int, Any]]:
+    """The values of a file, each with what its number counts and the number."""
+    kind = file_format(path)
+    if kind == ".parquet":
+        with open_parquet(path) as parquet:
+            columns = [name for name in parquet.schema_arrow.names if name in wanted]
+            batches = parquet.iter_batches(batch_size=4096, columns=columns)
+            records = (record for batch in batches for record in batch.to_pylist())
+            for number, record in enumerate(records, 1):
+                yield "row", number, record
+    elif kind == ".json" or kind in LINES:
+        yield from json_values(path, wanted)
+    else:
+        known = ", ".join((*LINES, ".json", ".parquet"))
+        raise UserError(f"a {kind} file has no nested fields", where=path, fix=f"known: {known}")
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file; damage found in the block is the file's."""
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file; damage found in the block is the file's.
+
+    Raises:
+        UserError: It is no Parquet file, or damaged.
+    """
     with open_binary(path) as file:
-        content = io.BytesIO(file.read()) if path.name.lower().endswith(".gz") else file
+        content = io.BytesIO(file.read()) if path.suffix.lower() in PACKED else file
         try:
             yield pq.ParquetFile(content)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             # Arrow reports damage within a column as OSError; a failing disk has an errno.
             if isinstance(error, OSError) and error.errno:
                 raise
             raise UserError(f"is not a readable Parquet file: {error}", where=path) from error
 
 
-READERS: Final[dict[str, Callable[[Path, Collection[str]], Records]]] = {
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    **{kind: partial(_read_delimited, delimiter=mark) for kind, mark in DELIMITERS.items()},
-    ".parquet": _read_parquet,
-}
-"""By the suffix of a file's name."""
+def json_values(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, int, Any]]:
+    """The values of a JSON file, each with what its number counts and the number.
+
+    What stands in the file decides, not its name: values line by line, a list of values, or an
+    object that wraps one list of objects. An object with a `wanted` field is a record itself.
+
+    Raises:
+        UserError: The file is no JSON; or it is one object that is no record, and holds no one list
+            of them.
+    """
+    lines = (
+        (number, line.rstrip("\r\n"))
+        for number, line in enumerate(text_lines(path), 1)
+        if line and not line.isspace()
+    )
+    opening = list(itertools.islice(lines, 2))
+    if len(opening) == 2 and _is_whole(opening[0][1], path):
+        for number, line in itertools.chain(opening, lines):
+            yield "line", number, _parse(line, path, number)
+    elif opening:
+        yield from _document_values(path, opening, wanted)
+
+
+def _is_whole(line: str, path: Path) -> bool:
+    """Whether a file's first line is a value by itself; a list is not, where lists are expected."""
+    try:
+        value = _decode(line)
+    except (ValueError, RecursionError):
+        return False
+    return not (isinstance(value, list) and file_format(path) == ".json")
+
+
+def _document_values(
+    path: Path, opening: list[tuple[int, str]], wanted: Collection[str]
+) -> Iterator[tuple[str, int, Any]]:
+    """The values of a file that is one JSON document, as far as can be told from its opening."""
+    number, first = opening[0]
+    listed = file_format(path) == ".json" or len(opening) > 1
+    try:
+        document = _parse("".join(text_lines(path)), path, None)
+    except UserError:
+        if file_format(path) in LINES and first.strip() not in ("[", "{"):
+            _parse(first, path, number)
+        raise
+    if isinstance(document, list) and (listed or _are_records(document)):
+        yield from (("element", place, value) for place, value in enumerate(document, 1))
+    elif isinstance(document, dict) and (name := _wrapped(document, path, wanted)):
+        unit = f'element of "{name}"'
+        yield from ((unit, place, value) for place, value in enumerate(document[name], 1))
+    else:
+        yield "line", number, document
+
+
+def _are_records(value: object) -> bool:
+    """Whether a value is a list of objects that are no chat messages."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, dict) and not is_message(each) for each in value)
+    )
+
+
+def _wrapped(document: dict[str, Any], path: Path, wanted: Collection[str]) -> str | None:
+    """Under which name an object, the whole of a file, holds the records; None if it is one."""
+    columns = len(document) > 1 and (
+        all(isinstance(value, dict) for value in document.values())
+        or all(
+            isinstance(value, list) and not any(map(is_message, value))
+            for value in document.values()
+        )
+    )
+    lists = [name for name, value in document.items() if _are_records(value)]
+    if len(lists) == 1 and not document.keys() & set(wanted):
+        # Where it is not known what a record has, a list may be a part of one.
+        return lists[0] if wanted or len(document) == 1 or lists[0] == "data" else None
+    if columns and (wanted or file_format(path) == ".json"):
+        named = ", ".join(name[:40] for name in list(document)[:5])
+        raise UserError(
+            f"is one object, with {named}, instead of one for each row",
+            where=path,
+            fix='pandas writes rows with to_json(orient="records", lines=True); keep one list',
+        )
+    return None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else Repeating(pairs)
+
+
+_decode = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object).decode
+
+
+def _parse(text: str, path: Path, line: int | None) -> Any:
+    try:
+        return _decode(text)
+    except (ValueError, RecursionError) as error:
+        # Behind the semicolon is what to do about it in Python.
+        problem, fix = str(error).partition(";")[0], None
+        if isinstance(error, RecursionError):
+            problem = "nested too deeply"
+        elif isinstance(error, json.JSONDecodeError):
+            line = line or error.lineno
+            problem = f"{error.msg} (column {error.colno})"
+            if error.msg == "Extra data":
+                fix = "each value on a line of its own, or all of them in one list"
+        elif found := next((each for each in _CONSTANT.finditer(text) if each[1]), None):
+            before = text[: found.start()]
+            line = line or before.count("\n") + 1
+            problem += f" (column {len(before) - before.rfind(chr(10))})"
+            fix = "write null for a missing value"
+        where = f"{path}:{line}" if line else path
+        raise UserError(f"malformed JSON: {problem}", where=where, fix=fix) from error
+
+
+def require_object(value: object, where: str) -> dict[str, Any]:
+    """A record that must be a JSON object.
+
+    Raises:
+        UserError: It is another value.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"expected a JSON object, found {describe(value)}", where=where)
+    return value

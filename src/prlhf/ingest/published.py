@@ -16,7 +16,7 @@ from typing import Any
 from prlhf.data.prompts import UNENCODABLE, describe, encodable
 from prlhf.infra.errors import UserError
 from prlhf.infra.progress import say
-from prlhf.ingest.files import read_values
+from prlhf.ingest.files import PACKED, read_values, require_object
 from prlhf.params import DataParams
 
 
@@ -87,8 +87,9 @@ def loading_from_hub(name: str, *, instead: str) -> Iterator[None]:
 
 
 def files_named(root: Path, name: str) -> list[Path]:
-    """The files of this name, gzipped or not, in a directory or below it."""
-    return sorted([*root.rglob(name), *root.rglob(f"{name}.gz")]) if root.is_dir() else []
+    """The files of this name, packed or not, in a directory or below it."""
+    names = [name, *(f"{name}{suffix}" for suffix in PACKED)]
+    return sorted(path for each in names for path in root.rglob(each)) if root.is_dir() else []
 
 
 def file_named(root: Path, name: str) -> Path:
@@ -111,9 +112,7 @@ def read_nodes(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, Node]
         UserError: See `read_values`; also where a record is no JSON object.
     """
     for number, where, record in read_values(path, wanted):
-        if not isinstance(record, dict):
-            raise UserError(f"expected a JSON object, found {describe(record)}", where=where)
-        yield number, Node(record, where)
+        yield number, Node(require_object(record, where), where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,15 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from prlhf.data.identity import PIECE, as_column, normal_ids
 from prlhf.data.ids import generator, shuffled
-from prlhf.data.prompts import PIECE, canonical_prompt
+from prlhf.data.prompts import canonical_prompt
 from prlhf.infra.errors import UserError
 from prlhf.ingest import prism, psoups, tldr
 from prlhf.ingest.columnar import read_columns
 from prlhf.ingest.columns import Source, contract_rows, typed_rows
-from prlhf.ingest.files import find_files, read_file, table_records
 from prlhf.ingest.published import loading_from_hub
+from prlhf.ingest.tables import find_files, read_file, table_records
 from prlhf.params import DataParams, HubParams
 from prlhf.params.data import SEED_DATA
 from prlhf.tasks import Pairs, Task, built_in_tasks
@@ -36,17 +37,22 @@ def read(data: DataParams, *, seed: int) -> Source:
 
 
 def read_local(path: Path, mapping: Mapping[str, str | None]) -> pd.DataFrame:
-    """Rows of a file, or of all data files of a directory in the order of their names.
+    """Rows of a file, or of all data files in and below a directory in the order of their names.
 
-    `source` holds the file's name without its directory, so that the rows are the same wherever
+    `source` holds the file's name without the directory, so that the rows are the same wherever
     the files lie; `row` is the line of a text file, or the row of a Parquet file or JSON list.
 
     Raises:
-        UserError: See `files.read_file` and `columns.contract_rows`.
+        UserError: See `tables.read_file` and `columns.contract_rows`.
     """
     wanted = {theirs for theirs in mapping.values() if theirs is not None}
+    root = path if path.is_dir() else path.parent
     frames = [
-        contract_rows(read_columns(file, mapping) or read_file(file, wanted), mapping, file.name)
+        contract_rows(
+            read_columns(file, mapping) or read_file(file, wanted),
+            mapping,
+            file.relative_to(root).as_posix(),
+        )
         for file in find_files(path)
     ]
     return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
@@ -164,13 +170,19 @@ def sample_rows(
     `max_users` leaves out rows without a user.
     """
     if max_users is not None:
-        kept = shuffled(rows["user_id"].dropna(), seed, "max_users")[:max_users]
-        rows = rows[rows["user_id"].isin(kept)]
+        users = people(rows)
+        rows = rows[users.isin(shuffled(users.dropna(), seed, "max_users")[:max_users])]
     if max_rows is not None and len(rows) > max_rows:
         chosen = generator(seed, "max_rows").choice(len(rows), size=max_rows, replace=False)
         chosen.sort()
         rows = rows.iloc[chosen]
     return rows.reset_index(drop=True)
+
+
+def people(rows: pd.DataFrame) -> "pd.Series[str]":
+    """The user of each row in one spelling for each, missing where there is none."""
+    users = normal_ids(as_column(rows["user_id"])).to_pandas()
+    return users.set_axis(rows.index).astype("str")
 
 
 def row_hashes(rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.uint64]]:

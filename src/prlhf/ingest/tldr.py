@@ -19,8 +19,9 @@ from prlhf.data.prompts import canonical_prompt
 from prlhf.infra.errors import UserError
 from prlhf.infra.progress import say
 from prlhf.ingest.columns import Source, typed_rows
-from prlhf.ingest.files import READERS, file_format
+from prlhf.ingest.files import file_format
 from prlhf.ingest.published import Node, published_files, read_nodes
+from prlhf.ingest.tables import READERS
 from prlhf.params import DataParams, TldrParams
 
 HUB_ID: Final = "openai/summarize_from_feedback"

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from prlhf.data import index_users
+from prlhf.data import ROUNDING, agreement, index_users
 from prlhf.data.ids import shuffled
-from prlhf.data.reference import load_reference, text_key
+from prlhf.data.reference import load_reference, read_pairs, text_key
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import read_json, read_parquet
 from prlhf.judging.judges import JudgeContext
@@ -69,9 +69,10 @@ class RewardJudge(ABC):
     def verdicts(self, questions: pd.DataFrame) -> pd.DataFrame:
         """See `Judge`; also, in `column`, the probability that the first answer wins."""
         # As a hyperbolic tangent, the logistic function does not overflow.
-        probability = 0.5 + 0.5 * np.tanh(self.log_odds(questions) / 2)
+        odds = self.log_odds(questions)
+        probability = 0.5 + 0.5 * np.tanh(odds / 2)
         decided = np.abs(probability - 0.5) > self.tie
-        verdict = np.where(decided, np.sign(probability - 0.5), 0).astype(np.int8)
+        verdict = np.where(decided, 2 * agreement(odds, ROUNDING) - 1, 0).astype(np.int8)
         return pd.DataFrame({"verdict": pd.array(verdict, dtype="Int8"), self.column: probability})
 
     def report(self) -> dict[str, Any]:
@@ -138,7 +139,7 @@ class FeatureRewardJudge(RewardJudge):
         params = context.params.feature_reward
         reference = load_reference(context.reference)
         features = Features(reference.rows, reference.features)
-        prompts = set(read_parquet(context.prepared / "test.parquet", ["prompt"])["prompt"])
+        prompts = set(read_pairs(context.prepared, context.reference, "test", ["prompt"])["prompt"])
         for name in context.methods:
             generated = read_parquet(context.generated / f"{name}.parquet", ["prompt", "text"])
             prompts |= set(generated["prompt"])
@@ -147,7 +148,7 @@ class FeatureRewardJudge(RewardJudge):
             # What the reference has already keeps its features.
             features = Features({key: row for row, key in enumerate(keys)}, values) | features
         splits = ["validation", "test", "unseen", *(["train"] if params.pairs == "all" else [])]
-        tables = [read_parquet(context.prepared / f"{name}.parquet", CHOSEN) for name in splits]
+        tables = [read_pairs(context.prepared, context.reference, name, CHOSEN) for name in splits]
         pairs = pd.concat(tables, ignore_index=True)
         about = {"pairs": len(pairs), "splits": splits, "users": pairs["user_id"].nunique()}
         return cls.fit(pairs, sorted(prompts), features, params, context.seed, about)

@@ -83,6 +83,18 @@ class Intervals:
         error = rows.error(rows.values - value)
         return self._symmetric(value, *error) if error else Estimate(value)
 
+    def amount(self, values: ArrayLike, *factors: ArrayLike) -> Estimate | None:
+        """The mean of a quantity that is never negative, such as a number of words.
+
+        The interval has equal ratios on both sides: symmetric for the logarithm of the mean (the
+        delta method), it never reaches below zero.
+        """
+        found = self.mean(values, *factors)
+        if found is None or found.interval is None or found.value <= 0.0:
+            return found
+        ratio = float(np.exp((found.interval.high - found.value) / found.value))
+        return found._replace(interval=Interval(found.value / ratio, found.value * ratio))
+
     def share(
         self,
         values: ArrayLike,

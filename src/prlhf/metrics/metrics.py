@@ -290,7 +290,7 @@ def _length(tree: MetricTree, run: Evaluation) -> None:
     """`length.<method>`: words, and for groups `longer` and `shorter` the ratio of their means."""
     for name, table in run.given.items():
         for place, part in _places(run, name):
-            tree.put_mean(("length", name, *(place or ("mean",))), part, part["words"])
+            tree.put_amount(("length", name, *(place or ("mean",))), part, part["words"])
         if set(run.groups) == {"longer", "shorter"}:
             short, long = table["group"] == "shorter", table["group"] == "longer"
             parts = [table["words"] * short, short, table["words"] * long, long]

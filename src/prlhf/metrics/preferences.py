@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prlhf.data import agreement
+from prlhf.data import ROUNDING, agreement
 from prlhf.judging.comparisons import verdict_column
 from prlhf.metrics.intervals import Estimate, Floats, Interval, Intervals
 from prlhf.metrics.tree import MetricTree, drawn_by
@@ -48,7 +48,8 @@ def predictions(pairs: pd.DataFrame, units: pd.Series) -> pd.DataFrame:
         user's pairs in the same split under the same condition: the weighted mean of scores is the
         mean over users of their accuracies.
     """
-    table = pairs.assign(unit=units_of(pairs, units), score=agreement(_margins(pairs)))
+    scores = agreement(_margins(pairs), ROUNDING)
+    table = pairs.assign(unit=units_of(pairs, units), score=scores)
     sizes = table.groupby(["split", "condition", "user_id"])["pair_id"].transform("size")
     return table.assign(weight=1.0 / sizes)
 

@@ -53,6 +53,10 @@ class MetricTree:
         """
         self.put(path, self.intervals.mean(values.astype(float), *drawn_by(table)))
 
+    def put_amount(self, path: Sequence[str], table: pd.DataFrame, values: pd.Series) -> None:
+        """As `put_mean`, of values that are never negative."""
+        self.put(path, self.intervals.amount(values.astype(float), *drawn_by(table)))
+
     def put_share(self, path: Sequence[str], table: pd.DataFrame, values: pd.Series) -> None:
         """As `put_mean`, of values within [0, 1]."""
         self.put(path, self.intervals.share(values.astype(float), *drawn_by(table)))

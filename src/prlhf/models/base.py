@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import pandas as pd
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -30,7 +29,12 @@ from prlhf.infra import distributed
 from prlhf.infra.errors import UserError, loading
 from prlhf.infra.io import SOURCE
 from prlhf.infra.progress import quiet_transformers
+from prlhf.models.chat import ChatTokenizer, Conventions, Messages, RefusedPromptError
+from prlhf.models.conventions import declared_stops, find_conventions
 from prlhf.params import TokenParams
+
+CONVENTIONS: Final = "conventions"
+"""Where the record of a model's origin has its `Conventions`."""
 
 NF4: Final = "nf4"
 """The `model.dtype` of 4-bit weights."""
@@ -45,12 +49,16 @@ DTYPES: Final = {
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen base language model, its tokenizer and where it came from."""
+    """A frozen base language model, its tokenizer with their conventions, and where it is from."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    chat: ChatTokenizer
     path: Path
     source: dict[str, Any]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.chat.tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -102,11 +110,15 @@ def load_base(path: Path, dtype: str = "auto") -> BaseModel:
     ):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = _load_weights(path, device, {"dtype": pick_dtype(dtype, device), **options})
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no end-of-sequence token", where=path)
     without_dropout(model)
     model.eval()
-    return BaseModel(model, tokenizer, path, read_source(path))
+    source = read_source(path)
+    if record := source.pop(CONVENTIONS, None):
+        conventions = Conventions.from_record(record)
+    else:
+        stops = declared_stops(path, tokenizer)
+        conventions = find_conventions(tokenizer, stops=stops, where=path)
+    return BaseModel(model, ChatTokenizer(tokenizer, conventions), path, source)
 
 
 def _load_weights(path: Path, device: torch.device, options: dict[str, Any]) -> PreTrainedModel:
@@ -206,13 +218,19 @@ def nf4_options(device: torch.device) -> dict[str, Any]:
     }
 
 
+def positions_of(model: PreTrainedModel) -> int | None:
+    """How many positions the model has; None if its configuration names no bound."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
 def require_positions(model: PreTrainedModel, needed: int, what: str, *, fix: str) -> None:
     """Check that the model has the `needed` positions; more would be untrained or do not exist.
 
     Raises:
         UserError: it has fewer, for the text called `what`; advises `fix`.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions_of(model)
     if limit is not None and needed > limit:
         raise UserError(
             f"{what} can take {needed} tokens, and the model has {limit} positions",
@@ -242,41 +260,40 @@ CACHED: Final = 2**13
 
 
 class Encoder:
-    """Prompts and responses to token ids.
+    """Prompts and responses to token ids, within limits.
 
     Args:
-        tokenizer: the base model's tokenizer; its chat template is used if it has one.
+        chat: the base model's tokenizer; its chat template is used if it has one.
         max_prompt: most tokens of a prompt. A longer one loses its middle, so that both its opening
             (system message) and its end (the question, the reply header) survive; see
             `encode_within`.
-        max_response: most tokens of a response including its end-of-sequence token. A longer one
-            is cut at its end and then has no end-of-sequence token.
+        max_response: most tokens of a response including its end mark. A longer one is cut at its
+            end and then has no end mark.
         max_user_text: most tokens of a user's text including the line break after it. A longer one
             is cut at its end. None for a model that reads no user texts.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatTokenizer,
         max_prompt: int,
         max_response: int,
         max_user_text: int | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.chat = chat
         self.max_prompt = max_prompt
         self.max_response = max_response
         self.max_user_text = max_user_text
-        self.eos = int(tokenizer.eos_token_id)
         self._prompt = lru_cache(CACHED)(self._encode_prompt)
         self._user_text = lru_cache(CACHED)(self._encode_user_text)
 
     @classmethod
     def from_params(
-        cls, tokenizer: PreTrainedTokenizerBase, tokens: TokenParams, *, text: bool = False
+        cls, chat: ChatTokenizer, tokens: TokenParams, *, text: bool = False
     ) -> Encoder:
         """An encoder with the limits of params.yaml, for a model that reads users' texts or not."""
         user_text = tokens.max_user_text if text else None
-        return cls(tokenizer, tokens.max_prompt, tokens.max_response, user_text)
+        return cls(chat, tokens.max_prompt, tokens.max_response, user_text)
 
     @property
     def reads_text(self) -> bool:
@@ -300,11 +317,17 @@ class Encoder:
         return [*self._user_text(user_text, self.max_user_text), *self._prompt(prompt)]
 
     def _encode_prompt(self, prompt: str) -> list[int]:
-        return encode_within(self.tokenizer, messages(prompt), self.max_prompt)
+        try:
+            return encode_within(self.chat, messages(prompt), self.max_prompt)
+        except RefusedPromptError as error:
+            words = " ".join(messages(prompt)[-1]["content"].split())[:60]
+            raise RefusedPromptError(
+                error.problem, where=f"prompt {words!r}", fix=error.fix
+            ) from error
 
     def _encode_user_text(self, text: str, limit: int) -> list[int]:
-        end = self.text("\n")
-        return [*self.text(text)[: limit - len(end)], *end]
+        end = self.chat.text("\n")
+        return [*self.chat.text(text)[: limit - len(end)], *end]
 
     def user_texts(self, table: pd.DataFrame) -> list[str | None]:
         """The text read in front of each row's prompt: its `user_text`, or None if not read.
@@ -332,62 +355,33 @@ class Encoder:
             )
         return [clean_user_text(text) for text in texts]
 
-    def text(self, text: str) -> list[int]:
-        """Token ids of plain text, with nothing added and nothing cut."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
     def response(self, text: str) -> list[int]:
-        """Token ids of a response, closed by the end-of-sequence token unless it was cut."""
-        ids = self.text(text)
-        if len(ids) < self.max_response:
-            return [*ids, self.eos]
+        """Token ids of a response, closed as the model closes an answer unless it was cut.
+
+        If the text brings the end mark along, that is no part of it.
+        """
+        ids = self.chat.text(self.chat.without_end(text))
+        closing = self.chat.conventions.closing
+        if len(ids) + len(closing) <= self.max_response:
+            return [*ids, *closing]
         return ids[: self.max_response]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-
-def encode_messages(
-    tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]]
-) -> list[int]:
-    """A conversation through the model's chat template, or joined as plain text without one.
-
-    Raises:
-        UserError: the template refuses the conversation (some allow no system message).
-    """
-    if tokenizer.chat_template:
-        try:
-            ids = tokenizer.apply_chat_template(
-                conversation, tokenize=True, add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in conversation)
-            raise UserError(
-                f"the model's chat template refuses a prompt with the roles {roles}: {error}",
-                where="model.name",
-                fix="choose another base model, or change the prompts",
-            ) from error
-    else:
-        text = "\n".join(message["content"] for message in conversation)
-        ids = tokenizer(text)["input_ids"]
-    return [int(i) for i in ids]
-
-
-def encode_within(
-    tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]], limit: int
-) -> list[int]:
+def encode_within(chat: ChatTokenizer, conversation: Messages, limit: int) -> list[int]:
     """A conversation in at most `limit` tokens.
 
     Whole exchanges (a message and its reply) are dropped first: those between the first and the
     last, oldest first, then the first. After that tokens are cut from the middle of the rest.
+
+    Raises:
+        RefusedPromptError: the model's chat template refuses the conversation.
     """
-    ids = encode_messages(tokenizer, conversation)
+    ids = chat.conversation(conversation)
     opening = 1 if conversation[0]["role"] == "system" else 0
     while len(ids) > limit and len(conversation) >= opening + 3:
         at = opening + 2 if len(conversation) >= opening + 5 else opening
-        conversation = conversation[:at] + conversation[at + 2 :]
-        ids = encode_messages(tokenizer, conversation)
+        conversation = [*conversation[:at], *conversation[at + 2 :]]
+        ids = chat.conversation(conversation)
     return cut_middle(ids, limit)
 
 

@@ -43,7 +43,7 @@ class Row:
     Attributes:
         user_index: 0 for the generic user, else a seen user's index.
         prompt: token ids of the prompt, including the user's text, if it is read.
-        responses: token ids of each response, including its end-of-sequence token.
+        responses: token ids of each response, including its end mark.
     """
 
     user_index: int

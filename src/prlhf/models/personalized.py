@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from operator import length_hint
 from pathlib import Path
 from typing import Any, Final, cast
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prlhf.infra import distributed
+from prlhf.infra.kept import KeptWork
 from prlhf.infra.progress import Progress, say
 from prlhf.models.base import BaseModel, Encoder, load_base, require_positions
 from prlhf.models.logps import check_head, softcap_of, sum_by_owner, token_logps
@@ -31,6 +33,7 @@ from prlhf.models.packing import (
     pack,
     takes_tree_mask,
 )
+from prlhf.models.scores import KeptScores, Scores, SomeScores
 from prlhf.models.user_model import (
     FORMAT,
     UniformUserModel,
@@ -47,44 +50,6 @@ LIMITS: Final = ("max_prompt", "max_response", "max_user_text")
 
 CHUNK: Final = 2**12
 """Rows that are encoded at the same time to be scored."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a forward pass says about R responses.
-
-    Attributes:
-        logps: summed log-probability of each response's tokens, nats, float32 [R].
-        tokens: number of tokens of each response, int64 [R].
-        features: mean last hidden state over each response's tokens, [R, d], or None: float32 from
-            a forward pass; collected from many, float16 and in the main process only.
-        penalty: the user model's regulariser of each user asked for, float32 [U], or None.
-        last: log-probability of each response's last token, nats, float32 [R], or None.
-    """
-
-    logps: Tensor
-    tokens: Tensor
-    features: Tensor | None = None
-    penalty: Tensor | None = None
-    last: Tensor | None = None
-
-    @classmethod
-    def join(cls, parts: list[Scores]) -> Scores:
-        """Results of at least one `collect`, in order. Empties the list: nothing is there twice."""
-        count = sum(len(part.logps) for part in parts)
-        joined: dict[str, Any] = {
-            name: None if each is None else each.new_empty(count, *each.shape[1:])
-            for name, each in vars(parts[0]).items()
-        }
-        end = count
-        while parts:
-            part = parts.pop()
-            start = end - len(part.logps)
-            for name, whole in joined.items():
-                if whole is not None:
-                    whole[start:end] = getattr(part, name)
-            end = start
-        return cls(**joined)
 
 
 class PersonalizedLM(nn.Module):
@@ -221,6 +186,7 @@ class PersonalizedLM(nn.Module):
         features: bool = False,
         max_rows: int = MAX_ROWS,
         max_positions: int = MAX_POSITIONS,
+        work: KeptWork | None = None,
     ) -> Scores:
         """`forward` over any number of rows, batched by length; results on the CPU, in order.
 
@@ -234,21 +200,38 @@ class PersonalizedLM(nn.Module):
             features: also return each response's mean hidden state, and its last token's
                 log-probability.
             max_rows, max_positions: see `prlhf.models.packing.batches_by_length`.
+            work: of this run and these rows alone, where results are kept as they come, and those
+                of a killed run are found. None for none.
         """
         limits = {"max_rows": max_rows, "max_positions": max_positions}
         waiting = iter(rows)
+        kept, first = KeptScores(work), 0
+        if kept.found:
+            say(f"{label}: {kept.found} responses are known from a run that was stopped")
         done: list[Scores] = []
         with Progress(length_hint(rows) if total is None else total, label, "rows") as progress:
             # Nothing at all has results, too: empty ones.
             while (chunk := list(itertools.islice(waiting, CHUNK))) or not done:
                 responses = sum(len(row.responses) for row in chunk)
-                batches = self.batches(chunk, progress, **limits)
-                done.append(self.collect(batches, responses, features=features))
+                left = kept.left(first, first + responses)
+                known = distributed.broadcast(frozenset(left.where.tolist()))
+                batches = self.batches(chunk, progress, known, **limits)
+                keep = partial(kept.add, first=first)
+                done.append(
+                    self.collect(batches, responses, features=features, left=left, keep=keep)
+                )
+                first += responses
         return Scores.join(done)
 
     @torch.no_grad()
     def collect(
-        self, batches: Iterable[tuple[Packed, Tensor, bool]], responses: int, *, features: bool
+        self,
+        batches: Iterable[tuple[Packed, Tensor, bool]],
+        responses: int,
+        *,
+        features: bool,
+        left: SomeScores | None = None,
+        keep: Callable[[SomeScores], None] | None = None,
     ) -> Scores:
         """`forward` over the batches that `batches` or `deal` hands out; results on the CPU.
 
@@ -258,6 +241,8 @@ class PersonalizedLM(nn.Module):
             batches: what this process is to compute.
             responses: how many there are in the batches of all processes.
             features: as for `score`.
+            left: results that are in none of the batches; in the main process only.
+            keep: called with the results of each batch of this process.
         """
         self.eval()
         logps = torch.zeros(responses)
@@ -265,22 +250,30 @@ class PersonalizedLM(nn.Module):
         last = torch.zeros(responses) if features else None
         width = self.base.hidden_size
         pooled = torch.zeros(responses, width, dtype=torch.float16) if features else None
+        whole = Scores(logps, tokens, pooled, last=last)
+        if left is not None:
+            whole.put(left)
         for batch, where, own in batches:
-            part = self(batch, features=features)
+            scores = self(batch, features=features)
             if not own:
                 continue
-            logps[where] = part.logps.cpu()
-            tokens[where] = part.tokens.cpu()
-            if pooled is not None and last is not None:
-                last[where] = part.last.cpu()
-                pooled[where] = part.features.to("cpu", torch.float16)
+            part = SomeScores(where, scores.collected())
+            whole.put(part)
+            if keep is not None:
+                keep(part)
         distributed.all_reduce_sum_(logps, tokens, last)
         if pooled is not None and not distributed.sum_to_main_(pooled):
-            pooled = None
-        return Scores(logps, tokens, pooled, last=last)
+            return replace(whole, features=None)
+        return whole
 
     def batches(
-        self, rows: Sequence[Row], progress: Progress, *, max_rows: int, max_positions: int
+        self,
+        rows: Sequence[Row],
+        progress: Progress,
+        known: Collection[int] = (),
+        *,
+        max_rows: int,
+        max_positions: int,
     ) -> Iterator[tuple[Packed, Tensor, bool]]:
         """Pack any number of rows into batches of similar length, and deal them out.
 
@@ -289,6 +282,7 @@ class PersonalizedLM(nn.Module):
         Args:
             rows: prompts and responses, in any order.
             progress: counts the rows.
+            known: see `deal`.
             max_rows, max_positions: see `prlhf.models.packing.batches_by_length`.
 
         Yields:
@@ -301,10 +295,15 @@ class PersonalizedLM(nn.Module):
             batches = batches_by_length(
                 [lengths[i] for i in served], max_rows=max_rows, max_positions=max_positions
             )
-            yield from self.deal(parts, [[served[i] for i in each] for each in batches], progress)
+            dealt = [[served[i] for i in each] for each in batches]
+            yield from self.deal(parts, dealt, progress, known)
 
     def deal(
-        self, rows: Sequence[Row], batches: Sequence[list[int]], progress: Progress
+        self,
+        rows: Sequence[Row],
+        batches: Sequence[list[int]],
+        progress: Progress,
+        known: Collection[int] = (),
     ) -> Iterator[tuple[Packed, Tensor, bool]]:
         """Divide batches of rows for the active adapter among the processes.
 
@@ -312,13 +311,16 @@ class PersonalizedLM(nn.Module):
             rows: prompts and responses.
             batches: the rows of each batch.
             progress: counts the rows.
+            known: places of responses that need no computing; whole batches.
 
         Yields:
             A batch on this model's device, the places of its responses among those of all rows,
             int64, and whether its results count (see `prlhf.infra.distributed.Turn`).
         """
         starts = list(itertools.accumulate((len(row.responses) for row in rows), initial=0))
-        for turn in distributed.turns(batches):
+        missing = [each for each in batches if starts[each[0]] not in known]
+        progress.expect(sum(map(len, missing)) - sum(map(len, batches)))
+        for turn in distributed.turns(missing):
             where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in turn.rows])
             packed = self.pack([rows[i] for i in turn.rows]).to(self.device)
             yield packed, where, turn.own
@@ -371,7 +373,7 @@ class PersonalizedLM(nn.Module):
         loaded = load_base(base_path, dtype)
         user_model = load_user_model(directory)
         lm = load_adapters(loaded.model, directory, user_model.adapters)
-        encoder = Encoder(loaded.tokenizer, **card["tokens"])
+        encoder = Encoder(loaded.chat, **card["tokens"])
         known = {"format", "base", "tokens", "users", "user_model"}
         about = {key: value for key, value in card.items() if key not in known}
         model = cls(loaded, lm, user_model, encoder, about)

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from prlhf.infra.io import read_json, write_json
-from prlhf.models.base import BaseModel, encode_messages
+from prlhf.models.base import BaseModel
+from prlhf.models.chat import ChatTokenizer
 from prlhf.models.start import Prior, Start
 from prlhf.models.user_model import (
     UniformUserModel,
@@ -86,7 +86,7 @@ class Pretrained:
         are random directions; without them cluster embeddings could never move apart.
         """
         generator = torch.Generator().manual_seed(self.options["seed"])
-        opening = base.embed(opening_tokens(base.tokenizer, self.options["tokens"]))
+        opening = base.embed(opening_tokens(base.chat, self.options["tokens"]))
         weights = self.weights
         if weights is None:
             weights = torch.zeros(len(self.users) + 1, self.options["clusters"])
@@ -117,14 +117,15 @@ class Pretrained:
             save_user_model(user_model, directory / name, {})
 
 
-def opening_tokens(tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
+def opening_tokens(chat: ChatTokenizer, count: int) -> list[int]:
     """The first `count` tokens that all prompts share, repeated from the start if there are fewer.
 
     Without a chat template: the beginning-of-sequence token (or else the end-of-sequence token).
     """
+    tokenizer = chat.tokenizer
     if tokenizer.chat_template:
         one, other = (
-            encode_messages(tokenizer, [{"role": "user", "content": text}]) for text in ("a", "1 b")
+            chat.conversation([{"role": "user", "content": text}]) for text in ("a", "1 b")
         )
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
         if shared := [token for token, _ in same]:

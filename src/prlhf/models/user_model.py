@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, cast
 
@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prlhf.data import GENERIC, index_users
+from prlhf.data import GENERIC
+from prlhf.data.users import UserIndex
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import read_json, write_json
 from prlhf.models.start import Prior, Start
@@ -51,7 +52,7 @@ class UserModel(nn.Module, ABC):
         self.users = list(users)
         self.tokens = tokens
         self.dim = dim
-        self._index = index_users(self.users)
+        self._index = UserIndex(self.users)
         self.prior: Prior | None = None
         self.share: Tensor  # of a user's prior that one of their pairs bears
         self.register_buffer("share", torch.zeros(len(self.users) + 1), persistent=False)
@@ -68,9 +69,18 @@ class UserModel(nn.Module, ABC):
         share[GENERIC] = 0
         self.share.copy_(share)
 
-    def index(self, user_id: str | None) -> int:
+    def index(self, user_id: object) -> int:
         """The index of a user by the caller's own id; the generic user's for strangers and None."""
-        return GENERIC if user_id is None else self._index.get(user_id, GENERIC)
+        return self._index.find(user_id)
+
+    def indices(self, users: Iterable[object]) -> list[int]:
+        """The indices of users who are to be answered, None for the generic one.
+
+        `UserError` if one is a stranger to a model that tells its users apart.
+        """
+        if self.users and self.tells_apart:
+            return self._index.find_all(users)
+        return [self._index.find(user) for user in users]
 
     @property
     def tells_apart(self) -> bool:

@@ -29,9 +29,10 @@ class ColumnParams(Section):
     user_id: str = Field(min_length=1)
     """Who judged the pair."""
     prompt: str = Field(min_length=1)
-    """Text, or a list of `{role, content}` messages."""
+    """Text, or a list of `{role, content}` messages. If there is no such column, and the responses
+    come with their dialogues, what is before them."""
     chosen: str = Field(min_length=1)
-    """The response that was preferred."""
+    """The response that was preferred. Text, or messages that end with it."""
     rejected: str = Field(min_length=1)
     """The response that was not."""
     user_text: str | None
@@ -85,10 +86,10 @@ class DataParams(Section):
     """The built-in data set. `length`: users who want longer or shorter answers; `style`: six users
     with three opposed tastes. Unused by other sources."""
     path: str = Field(min_length=1)
-    """The file or directory to read; `data/seed` for builtin and hub. `local`: your .jsonl, .json,
-    .csv, .tsv or .parquet file, also gzipped (.gz), or a directory of such files; `tldr`, `psoups`
-    and `prism`: the directory of the published files, or `data/seed` to read the hub. The pipeline
-    re-runs when its content changes."""
+    """The file or directory to read; `data/seed` for builtin and hub. `local`: your .jsonl,
+    .ndjson, .json, .csv, .tsv or .parquet file, also packed (.gz, .zst), or a directory with such
+    files in it or below it; `tldr`, `psoups` and `prism`: the directory of the published files, or
+    `data/seed` to read the hub. The pipeline re-runs when its content changes."""
     hub: HubParams
     columns: ColumnParams
     tldr: TldrParams
@@ -128,6 +129,9 @@ class ValidateParams(Section):
 
     min_users: int = Field(ge=1)
     """Fewer usable users stop the pipeline."""
+    keep_ids: list[str]
+    """Ids that are somebody's, though they read as missing (`None`). Rows with any other such
+    id are set aside; `docs/bring-your-own-feedback.md` says what reads as missing."""
     min_pairs_per_user: int = Field(ge=1)
     """Users with fewer usable pairs are trained as the generic user. Their place in the user model
     is what their few choices make likely."""

@@ -15,8 +15,8 @@ class GenerateParams(Section):
     prompts_path: str = Field(min_length=1)
     """The held-out prompts, or a file of your own. The former are `data/prepared/test.parquet`.
     Your own: a .json list or .jsonl lines of text, chat messages or `{prompt: ...}`, a .parquet
-    table with a column `prompt`, a .txt with a prompt a line; also gzipped (.gz). Prompts of the
-    training and validation data are left out. The pipeline re-runs when its content changes."""
+    table with a column `prompt`, a .txt with a prompt a line; also packed (.gz, .zst). Prompts of
+    the training and validation data are left out. The pipeline re-runs when its content changes."""
     prompts: int | None = Field(ge=1)
     """Prompts answered at most, a fixed sample; null for all."""
     users: int | None = Field(ge=1)

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from prlhf.infra.errors import UserError, UserErrors
 from prlhf.params.schema import RESERVED, Params
@@ -19,6 +20,10 @@ from prlhf.params.section import all_keys, as_written, expectation, keys_of
 
 PARAMS_FILE = Path("params.yaml")
 REFERENCE = "docs/parameters.md lists the keys"
+
+MAX_DEPTH: Final = 32
+"""Values within values; parameters have four. YAML's reader takes as long as their number squared,
+and of a few hundred it runs out of calls within calls."""
 
 
 def load(path: Path = PARAMS_FILE) -> Params:
@@ -60,7 +65,7 @@ def read_yaml(path: Path) -> CommentedMap:
 
     Raises:
         UserError: The file is missing, empty, not UTF-8, not YAML (duplicate keys included), or
-            holds something else than a mapping.
+            holds something else than a mapping, values nested too deeply, or aliases.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -77,6 +82,7 @@ def read_yaml(path: Path) -> CommentedMap:
 def parse_yaml(text: str, path: Path) -> CommentedMap:
     """As `read_yaml`, of a text that messages call `path`."""
     try:
+        _require_plain(text, path)
         document = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -90,6 +96,24 @@ def parse_yaml(text: str, path: Path) -> CommentedMap:
     if not isinstance(document, CommentedMap):
         raise UserError("must hold keys and values, like `seed: 7`", where=path, fix=REFERENCE)
     return document
+
+
+def _require_plain(text: str, origin: str | Path) -> None:
+    """Refuse what a few characters can make too much of, before anything is made of it."""
+    depth = 0
+    for event in YAML().parse(text):
+        where = f"{origin}:{event.start_mark.line + 1}"
+        depth += isinstance(event, CollectionStartEvent)
+        depth -= isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise UserError("is nested too deeply", where=where, fix=REFERENCE)
+        # A few aliases of aliases can stand for more values than any memory holds.
+        if isinstance(event, AliasEvent):
+            raise UserError(
+                f"refers to another value as *{event.anchor}",
+                where=where,
+                fix="write the value itself",
+            )
 
 
 def as_python(node: Any) -> Any:
@@ -157,12 +181,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     """`train.alpha=0.3` as key and value, the value read as YAML.
 
     Raises:
-        UserError: There is no `=`, or the value is not YAML.
+        UserError: There is no `=`, or the value is not YAML, is nested too deeply or has aliases.
     """
     key, equals, value = text.partition("=")
     if not (key.strip() and equals):
         raise UserError("is no override", where=text, fix="write key=value, as train.alpha=0.3")
     try:
+        _require_plain(value, text)
         return key.strip(), YAML(typ="safe", pure=True).load(value)
     except YAMLError as error:
         raise UserError(

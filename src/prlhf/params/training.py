@@ -1,9 +1,10 @@
 """The models, the methods, how they are trained, and on how many processes."""
 
-from typing import Annotated, Literal, Self
+import datetime
+from typing import Annotated, Any, Literal, Self
 
 import annotated_types as at
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prlhf.params.section import Section, conflict, listed, require_distinct
 
@@ -20,6 +21,21 @@ class TokenizerParams(Section):
     """How messages become a text; null for the tokenizer's own way. A template in Jinja, or the
     name of a known one (`tulu`). Without any, prompts are read as they are, and messages one below
     the other."""
+    date: str
+    """The day that a chat template prints as today's, `2025-01-01`. A prompt must be the same one
+    tomorrow."""
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_day(cls, value: Any) -> Any:
+        if isinstance(value, datetime.date):  # as YAML reads it without quotes
+            return value.isoformat()
+        if isinstance(value, str):
+            try:
+                return datetime.date.fromisoformat(value).isoformat()
+            except ValueError as error:
+                raise ValueError("must be a day, such as 2025-01-01") from error
+        return value
 
 
 class ModelParams(Section):
@@ -257,7 +273,8 @@ class OptimizerParams(Section):
     """Validations without a lower loss that end training; null for none."""
     checkpoint_every: float = Field(gt=0, le=1)
     """Share of the steps between checkpoints, where a killed run resumes. They are at most
-    500 steps apart, and there is one at each validation, too."""
+    500 steps and half a minute apart (longer where writing one would take more than a tenth of the
+    time), and there is one at each validation, too."""
     attention: Literal["auto", "sdpa", "flex"]
     """How attention is computed. The results are the same but for rounding. `flex` skips what the
     packing of several responses behind one prompt leaves empty, and needs a GPU; `auto` is `flex`

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from prlhf.infra.tables import inert
 from prlhf.metrics.intervals import Estimate
 from prlhf.metrics.reading import number, percent, percent_range
 from prlhf.project.ablation_results import AblationRow, AblationTable
@@ -72,7 +73,7 @@ def rows_csv(table: AblationTable) -> str:
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for row in table.rows:
-        cells: dict[str, Any] = {"setting": row.setting, "users": row.users}
+        cells: dict[str, Any] = {"setting": inert(row.setting), "users": row.users}
         cells["seeds"] = " ".join(map(str, row.seeds))
         for name, figure in _figures(row).items():
             parts = figure if isinstance(figure, dict) else {"value": figure}

@@ -8,6 +8,7 @@ from io import StringIO
 from typing import Any, NamedTuple
 
 from prlhf.infra.errors import UserError
+from prlhf.infra.tables import original
 from prlhf.metrics.intervals import Estimate, Intervals
 from prlhf.project.ablation_runs import FoundRun, Project, log_file, show
 from prlhf.project.ablations import Ablation, AblationRun
@@ -114,7 +115,7 @@ def read_result(project: Project, found: FoundRun, method: str) -> Result:
 
     def column(name: str, seen: bool = True) -> dict[str, float]:
         chosen = [row for row in rows if (row["seen"] == "True") is seen]
-        return {row["user_id"]: float(row[name]) for row in chosen if row.get(name)}
+        return {original(row["user_id"]): float(row[name]) for row in chosen if row.get(name)}
 
     figures = json.loads(show(project, found.commit, KEY_FIGURES) or "{}").get(method, {})
     return Result(

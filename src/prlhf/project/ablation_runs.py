@@ -289,7 +289,8 @@ class Runner:
             status, lines = self._command(command, inside, file)
         if status:
             fix = f"its output: {log.relative_to(project.root)}"
-            raise UserError(failure(lines), where=f"{run.setting}, seed {run.seed}", fix=fix)
+            problem = failure(lines, status=status)
+            raise UserError(problem, where=f"{run.setting}, seed {run.seed}", fix=fix)
         # The reference of an experiment, in DVC's layout.
         made = f"{EXPERIMENTS}/{project.head[:2]}/{project.head[2:]}/{name}"
         with self._guard:

@@ -17,6 +17,7 @@ from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo
 
+from prlhf.data.identity import as_column, normal_ids
 from prlhf.infra.errors import UserError
 from prlhf.project.pipeline import WORKSPACE, open_project, require_git, resolve_revision
 from prlhf.project.review_page import table
@@ -72,7 +73,7 @@ class DataChanges:
 
     Attributes:
         added, removed: Rows that one has more often than the other, repetitions counted.
-        new_users, gone_users: Users whom only one of them has, sorted.
+        new_users, gone_users: Users whom only one of them has, in any spelling, sorted.
         stale: What the stages have not caught up with, each with its version.
     """
 
@@ -135,15 +136,15 @@ def compare(first: str, second: str = WORKSPACE) -> DataChanges:
         for rows in tables
     ]
     difference = hashes[1].sub(hashes[0], fill_value=0)
-    users = [set(rows["user_id"].dropna()) for rows in tables]
+    users = [_people(rows) for rows in tables]
     return DataChanges(
         names=names,
         before=counts[0],
         after=counts[1],
         added=int(difference.clip(lower=0).sum()),
         removed=int(-difference.clip(upper=0).sum()),
-        new_users=tuple(sorted(users[1] - users[0])),
-        gone_users=tuple(sorted(users[0] - users[1])),
+        new_users=tuple(sorted(users[1][one] for one in users[1].keys() - users[0].keys())),
+        gone_users=tuple(sorted(users[0][one] for one in users[0].keys() - users[1].keys())),
         stale=tuple(f"{name}: {what}" for name, it in both for what in it.stale),
     )
 
@@ -323,8 +324,17 @@ def _counts(version: Version, rows: pd.DataFrame | None) -> Counts:
         quarantined = {str(why): int(n) for why, n in faulty["reason"].value_counts().items()}
     with version.prepared("dataset.json") or contextlib.nullcontext() as file:
         splits = None if file is None else json.load(file)["splits"]
-    users = None if rows is None else int(rows["user_id"].nunique())
+    users = None if rows is None else len(_people(rows))
     return Counts(None if rows is None else len(rows), users, quarantined, splits)
+
+
+def _people(rows: pd.DataFrame) -> dict[str, str]:
+    """Users by what their spellings share, each in the most frequent one."""
+    spellings = as_column(rows["user_id"].value_counts().index)
+    rarest_first = zip(
+        normal_ids(spellings).to_pylist()[::-1], spellings.to_pylist()[::-1], strict=True
+    )
+    return dict(rarest_first)
 
 
 def _read(files: _Files, name: str, columns: Sequence[str]) -> pd.DataFrame | None:

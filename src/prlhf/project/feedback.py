@@ -11,10 +11,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import pyarrow as pa
 from dvc.exceptions import DvcException, OverlappingOutputPathsError
 from dvc.lock import LockError
 from dvc.output import Output
@@ -22,7 +23,8 @@ from dvc.output import Output
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import atomic_path
 from prlhf.ingest.columns import contract_rows
-from prlhf.ingest.files import Records, find_files, read_file
+from prlhf.ingest.files import Records
+from prlhf.ingest.tables import find_files, read_file, say_unread
 from prlhf.project.pipeline import open_project
 
 
@@ -53,7 +55,7 @@ def append(
 
     Args:
         inbox: A file, or a directory (which may be empty) of files, of the kinds that
-            `prlhf.ingest.files` reads.
+            `prlhf.ingest.tables` reads; what else is in it is named.
         store: The directory of batches; made if need be. If it has a `.dvc` file, it must hold
             what that lists: otherwise batches added elsewhere would be lost.
         today: The day that the batch is named after; a second batch of a day is numbered.
@@ -130,9 +132,11 @@ def _inbox_rows(
     if not inbox.exists():
         raise UserError("no such file or directory", where=inbox)
     if inbox.is_dir() and not any(_visible(inbox)):
+        say_unread(inbox, sorted(entry.name for entry in inbox.iterdir()))
         return
+    wanted = {theirs for theirs in (columns or {}).values() if theirs is not None}
     for file in find_files(inbox):
-        records = _read_all(file)
+        records = _read_all(file, wanted)
         if columns is not None:
             # Refuse what `ingest` would refuse; understand the text of CSV cells as it does.
             rows = contract_rows(records, columns, file.name)
@@ -148,17 +152,17 @@ def _visible(directory: Path) -> Iterator[Path]:
     return (entry for entry in directory.iterdir() if not entry.name.startswith("."))
 
 
-def _read_all(file: Path) -> Records:
-    """All columns of a file: their names have to be known to be read."""
-    return read_file(file, read_file(file, ()).names)
+def _read_all(file: Path, wanted: Collection[str] = ()) -> Records:
+    """All columns of a file: their names have to be known to be read.
+
+    The `wanted` ones are what its form is told by, as the ingestion tells it.
+    """
+    return read_file(file, read_file(file, wanted).names)
 
 
 def _rows(records: Records) -> Iterator[tuple[bytes, str]]:
     names = list(records.columns)
-    columns = [
-        column.to_pylist() if hasattr(column, "to_pylist") else column
-        for column in records.columns.values()
-    ]
+    columns = [_values(records, name) for name in names]
     for index, values in enumerate(zip(*columns, strict=True)):
         row = {
             # Typed tables mark a gap in a column of numbers by NaN.
@@ -173,10 +177,24 @@ def _rows(records: Records) -> Iterator[tuple[bytes, str]]:
         }
         try:
             content = _encode_sorted(given).encode("utf-8")
-            yield hashlib.blake2b(content, digest_size=16).digest(), _encode(row) + "\n"
+            line = _encode(row) + "\n"
+            line.encode(
+                "utf-8"
+            )  # a field that only other rows have may have a name that is no text
+            yield hashlib.blake2b(content, digest_size=16).digest(), line
         except (TypeError, ValueError, RecursionError) as error:
             problem = f"cannot be kept as JSON: {_reason(error)}"
             raise UserError(problem, where=records.where(index)) from error
+
+
+def _values(records: Records, name: str) -> list[Any]:
+    column = records.columns[name]
+    try:
+        return column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
+    except (ValueError, OverflowError) as error:
+        # A time that Python cannot hold, for instance.
+        problem = f'column "{name}": cannot be kept as JSON: {error}'
+        raise UserError(problem, where=records.place) from error
 
 
 def _plain(value: object) -> str:

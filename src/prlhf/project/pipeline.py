@@ -26,6 +26,7 @@ from dvc_data.hashfile.hash import hash_file
 from dvc_data.hashfile.tree import Tree
 
 from prlhf.infra.errors import UserError
+from prlhf.project.dvc import repository
 
 WORKSPACE = "workspace"  # DVC's name for the files as they are now
 Value = str | int | float | bool | list[Any] | dict[str, Any] | None
@@ -100,15 +101,19 @@ def open_project(path: Path = Path(), fix: str = "run this in a clone") -> Itera
 
 
 def require_git(project: Repo, where: str) -> None:
-    """Refuse a project without revisions.
+    """Refuse a project without revisions that can be read.
 
     Raises:
-        UserError: The project is not under Git, or nothing was committed yet.
+        UserError: The project is not under Git, nothing was committed yet, Git does not want to
+            read it, or DVC is told to do without Git.
     """
+    try:
+        repository(Path(project.root_dir))
+    except UserError as error:
+        raise UserError(error.problem, where=where, fix=error.fix) from error
     if isinstance(project.scm, NoSCM):
-        raise UserError("the project is not under Git", where=where, fix="run this in a clone")
-    if project.scm.no_commits:
-        raise UserError("there is no commit yet", where=where)
+        fix = "`dvc config --local --unset core.no_scm`"
+        raise UserError("DVC is told to do without Git", where=where, fix=fix)
 
 
 def resolve_revision(project: Repo, name: str, where: str) -> str:

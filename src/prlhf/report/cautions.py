@@ -42,6 +42,19 @@ def write(metrics: Mapping[str, Any], personalized: Sequence[str]) -> list[str]:
     return warnings
 
 
+def of_limits(reference: Mapping[str, Any], *, reads_texts: bool) -> list[str]:
+    """What the token limits cut from the data, and the pairs set aside for it.
+
+    Args:
+        reference: The content of reference.json.
+        reads_texts: Whether one of the methods reads what users say of themselves.
+    """
+    found = dict(reference["warnings"])
+    if not reads_texts:
+        found.pop("max_user_text", None)
+    return [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in found.values()]
+
+
 def _quality(metrics: Mapping[str, Any], name: str, place: tuple[str, ...], who: str) -> list[str]:
     found = []
     nll = figure(metrics, "fluency", name, *place, "mean_nll")

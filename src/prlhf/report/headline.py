@@ -89,6 +89,7 @@ def write(
     *,
     margin: float,
     fallback: bool = False,
+    of_limits: Sequence[str] = (),
 ) -> Headline:
     """The headline of a report.
 
@@ -98,8 +99,9 @@ def write(
         subject, baseline: The method it is about, and what that is compared with.
         margin: Differences in accuracy up to this matter to nobody.
         fallback: Whether the pretraining found nothing to gain, and `subject` does as it says.
+        of_limits: Warnings about the data as the models read them, to stand before all others.
     """
-    warnings = cautions.write(metrics, personalized)
+    warnings = [*of_limits, *cautions.write(metrics, personalized)]
     if subject not in personalized or figure(metrics, "accuracy", subject, "macro") is None:
         return Headline("unknown", "No personalised method was evaluated.", [], [], warnings)
     answer = _Answer(metrics, subject, baseline, margin, fallback)

@@ -5,7 +5,7 @@ bytes. Prompts, answers and user names are the words of others: the template esc
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from prlhf.metrics.reading import (
     percent,
     points,
 )
-from prlhf.report import figures, headline, plots
+from prlhf.report import cautions, figures, headline, plots
 
 MAX_ASSIGNED = 40
 """Users named in the table of clusters; more are only counted."""
@@ -33,8 +33,8 @@ class Inputs:
     """What a report is made from.
 
     Attributes:
-        metrics, evaluation, validation, pretrain: reports/<name>.json; of the last two, None if
-            there is none.
+        metrics, evaluation, validation, reference, pretrain: reports/<name>.json; of the last
+            three, None if there is none.
         users: reports/plots/per_user_accuracy.csv.
         lengths, embeddings: reports/plots/<name>.csv.
         curves, accounts: reports/curves/<method>.csv and .json by method.
@@ -51,6 +51,7 @@ class Inputs:
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     accounts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     validation: Mapping[str, Any] | None = None
+    reference: Mapping[str, Any] | None = None
     pretrain: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     lock: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +101,7 @@ def _context(inputs: Inputs) -> dict[str, Any]:
             baseline,
             margin=evaluation["margin"],
             fallback=_falls_back(inputs, subject),
+            of_limits=_of_limits(inputs, names),
         ),
         "dataset": evaluation.get("dataset", {}),
         "model": look_up(inputs.params, "model", "name") or "",
@@ -179,6 +181,13 @@ def _expectations(validation: Mapping[str, Any] | None) -> list[dict[str, str]]:
         for suite, checks in suites.items()
         for name, check in sorted(checks.items())
     ]
+
+
+def _of_limits(inputs: Inputs, names: Sequence[str]) -> list[str]:
+    if inputs.reference is None:
+        return []
+    read = [look_up(inputs.params, "methods", name, "text") for name in names]
+    return cautions.of_limits(inputs.reference, reads_texts=PROMPTED_METHOD in names or any(read))
 
 
 def _falls_back(inputs: Inputs, subject: str) -> bool:

@@ -5,7 +5,7 @@
     r(x, y, u) = v . h(u, x, y)
 
 where `h` is the last hidden state of `[ f_P(u) ; emb(x) ; emb(y) ]` at the last token of `y`, its
-end-of-sequence token unless it was cut: the only position that has read the whole response. The
+end mark unless it was cut: the only position that has read the whole response. The
 base model is frozen; the LoRA adapter, the user model and the head `v` are trained.
 
 `FeatureRewardModel` is the smaller one of `prlhf.people.hierarchical`, behind the base model.
@@ -24,8 +24,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prlhf.data import GENERIC, index_users
+from prlhf.data import GENERIC
 from prlhf.data.prompts import canonical_prompt
+from prlhf.data.users import UserIndex
 from prlhf.infra import distributed
 from prlhf.infra.errors import UserError
 from prlhf.infra.progress import Progress
@@ -69,8 +70,8 @@ class PersonalizedRewardModel(nn.Module):
 
     def _read_whole(self, row: Row) -> Row:
         """The row with one more token on each response: a packed row leaves out the last one."""
-        eos = self.lm.encoder.eos
-        return replace(row, responses=[[*response, eos] for response in row.responses])
+        end = self.lm.encoder.chat.conventions.closing[-1]
+        return replace(row, responses=[[*response, end] for response in row.responses])
 
     def forward(
         self, batch: Packed, *, users: Tensor | None = None
@@ -102,9 +103,10 @@ class PersonalizedRewardModel(nn.Module):
         self.eval()
         rewards = torch.zeros(sum(len(row.responses) for row in rows))
         whole = [self._read_whole(row) for row in rows]
-        limits = {"max_rows": max_rows, "max_positions": max_positions}
         with Progress(len(whole), label, "rows") as progress:
-            for batch, where, own in self.lm.batches(whole, progress, **limits):
+            for batch, where, own in self.lm.batches(
+                whole, progress, max_rows=max_rows, max_positions=max_positions
+            ):
                 found, _ = self(batch)
                 if own:
                     rewards[where] = found.float().cpu()
@@ -115,7 +117,7 @@ class PersonalizedRewardModel(nn.Module):
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[str],
-        users: Sequence[str | None],
+        users: Sequence[str | int | None],
         texts: Sequence[str | None] | None = None,
         *,
         label: str = "reward",
@@ -128,19 +130,21 @@ class PersonalizedRewardModel(nn.Module):
         Args:
             prompts: text, or chat messages.
             responses: one to each prompt; those to one prompt for one user are computed together.
-            users: by your own ids; an id that was not trained on, or None, is the generic user.
+            users: by your own ids; None for somebody who was not trained on, the generic user.
             texts: each user's own text, for models that read it (`text: true`).
             label: shown with the progress.
 
         Raises:
-            UserError: the lists differ in length, or there are texts for a model that reads none.
+            UserError: the lists differ in length, a user is unknown, or there are texts for a model
+                that reads none.
         """
         _require_one_each(prompts, responses, users)
         encoder = self.lm.encoder
         positions: dict[tuple[int, str, str | None], list[int]] = {}
         read = encoder.given_texts(texts, len(prompts))
-        for i, (prompt, user, text) in enumerate(zip(prompts, users, read, strict=True)):
-            key = self.user_model.index(user), canonical_prompt(prompt), text
+        asked_by = self.user_model.indices(users)
+        for i, (prompt, user, text) in enumerate(zip(prompts, asked_by, read, strict=True)):
+            key = user, canonical_prompt(prompt), text
             positions.setdefault(key, []).append(i)
         rows = []
         for (index, prompt, text), members in positions.items():
@@ -200,20 +204,20 @@ class FeatureRewardModel:
         self.lm = lm
         self.fitted = fitted
         self.users = list(users)
-        self._index = index_users(users)
+        self._index = UserIndex(users)
 
     def reward(
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[str],
-        users: Sequence[str | None],
+        users: Sequence[str | int | None],
         *,
         label: str = "reward",
     ) -> list[float]:
         """What each user thinks of each response; see `PersonalizedRewardModel.reward`.
 
         Raises:
-            UserError: the lists differ in length.
+            UserError: the lists differ in length, or a user is unknown.
         """
         _require_one_each(prompts, responses, users)
         if not prompts:
@@ -232,7 +236,7 @@ class FeatureRewardModel:
         assert features is not None, "asked for"
         order = ((prompt, text) for prompt, found in texts.items() for text in found)
         place = {text: row for row, text in enumerate(order)}
-        index = torch.tensor([self._index.get(user or "", GENERIC) for user in users])
+        index = torch.tensor(self._index.find_all(users))
         return self.fitted(features[[place[text] for text in asked]], index).tolist()
 
     @classmethod
@@ -253,7 +257,7 @@ class FeatureRewardModel:
         fitted, card = load_reward(directory)
         path = Path(base) if base else Path(os.path.normpath(directory / card["base"]["path"]))
         loaded = load_base(path, dtype)
-        lm = PersonalizedLM.reference(loaded, Encoder(loaded.tokenizer, **card["tokens"]))
+        lm = PersonalizedLM.reference(loaded, Encoder(loaded.chat, **card["tokens"]))
         return cls(lm, fitted, card["users"])
 
 

@@ -54,7 +54,9 @@ STAGES = (
     Stage(
         "reference",
         "Compute the base model's view of all pairs, once.",
-        "Log-probabilities and features from one forward pass. Writes data/reference.",
+        "Log-probabilities and features from one forward pass. Says what the token limits cut off, "
+        "and sets aside the pairs that they leave equal. Writes data/reference and "
+        "reports/reference.json.",
         shared=True,
     ),
     Stage(

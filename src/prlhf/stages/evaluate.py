@@ -5,7 +5,9 @@ from typing import Final
 import pandas as pd
 
 from prlhf.data import BASE_METHOD
-from prlhf.infra.io import read_json, read_parquet, write_json, write_text
+from prlhf.data.reference import read_pairs, read_set_aside
+from prlhf.infra.io import read_json, read_parquet, write_json
+from prlhf.infra.tables import read_csv, write_csv
 from prlhf.judging.fluency import Tables
 from prlhf.metrics import metrics, tables
 from prlhf.metrics.intervals import Intervals
@@ -27,6 +29,8 @@ def run(
     """
     users = read_parquet(paths.USERS, ["user_id", "group", "seen", "pairs_train"])
     seen = users["seen"].astype(bool)
+    equal = users["user_id"].map(read_set_aside(paths.REFERENCE, "train")["user_id"].value_counts())
+    trained_on = users["pairs_train"] - equal.fillna(0).astype("int64")
     dataset = read_json(paths.PREPARED / "dataset.json")
     judged = read_json(paths.JUDGED / "judge.json")
     kinds = [str(one["kind"]) for one in judged["judges"]]
@@ -36,10 +40,10 @@ def run(
         verdicts = Verdicts(comparisons, read_parquet(paths.JUDGED / "choices.parquet"), kinds)
     result = metrics.Evaluation(
         {name: _tables(name) for name in compare.all},
-        read_parquet(paths.split_table("test")),
+        read_pairs(paths.PREPARED, paths.REFERENCE, "test"),
         users.loc[~seen, ["user_id", "group"]],
         units=_units(),
-        training_pairs=users.loc[seen, "pairs_train"],
+        training_pairs=trained_on[seen],
         verdicts=verdicts,
         intervals=Intervals(evaluate.confidence),
         margin=evaluate.margin,
@@ -56,7 +60,7 @@ def run(
         if (path := paths.SCORES / name / "embeddings.parquet").exists()
     }
     curves = {
-        name: pd.read_csv(path)
+        name: read_csv(path, ["split"])
         for name in compare.trained
         if (path := paths.CURVES / f"{name}.csv").exists()
     }
@@ -89,7 +93,7 @@ def run(
         paths.PLOTS / "embeddings.csv": tables.embeddings(maps, seed),
         paths.PLOTS / "curves.csv": tables.curves(curves),
     }.items():
-        write_text(path, table.to_csv(index=False, lineterminator="\n"))
+        write_csv(path, table)
 
 
 def _units() -> pd.Series:

@@ -9,13 +9,28 @@ from prlhf.data import BASE_METHOD, require_user_texts
 from prlhf.data.ids import content_hash
 from prlhf.generation import complete, new_prompts, read_prompts, request_table, sample_prompts
 from prlhf.infra import distributed
-from prlhf.infra.io import read_parquet, write_parquet
+from prlhf.infra.io import (
+    SOURCE,
+    checkpoint_directory,
+    discard,
+    read_parquet,
+    run_key,
+    write_parquet,
+)
+from prlhf.infra.kept import KeptWork
 from prlhf.infra.progress import say
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.params import GenerateParams, ModelParams, TokenParams
 from prlhf.sampling import decoding
-from prlhf.stages.paths import BASE, GENERATED, USERS, method_directory, split_table
+from prlhf.stages.paths import (
+    BASE,
+    GENERATED,
+    PREPARED,
+    USERS,
+    method_directory,
+    split_table,
+)
 
 PARAMS: Final = ("seed", "model", "tokens", "generate")
 
@@ -47,12 +62,21 @@ def run(
         reads_text=lm.encoder.reads_text,
         most=generate.users,
     )
+    settings = {"seed": seed, "model": model, "tokens": tokens, "generate": generate, "name": name}
+    # The file beside the base model's weights says what they are.
+    inputs = [BASE / SOURCE, PREPARED, Path(generate.prompts_path)]
+    if name != BASE_METHOD:
+        inputs.append(method_directory(name))
+    key = run_key(settings, inputs)
+    distributed.require_agreement(key)
+    work = KeptWork(checkpoint_directory(f"generate-{name}", key))
     completions = complete(
         lm,
         list(zip(rows["user_index"].tolist(), rows["prompt"].tolist(), strict=True)),
         lm.encoder.user_texts(rows),
         config=decoding(
-            lm.encoder.eos,
+            lm.encoder.chat.conventions.stops,
+            stop_texts=lm.encoder.chat.conventions.stop_texts,
             max_new_tokens=generate.max_new_tokens,
             temperature=generate.temperature,
             top_p=generate.top_p,
@@ -62,6 +86,7 @@ def run(
         seed=seed,
         batch_size=generate.batch_size,
         label=label,
+        work=work,
     )
     if not distributed.is_main():
         return
@@ -72,12 +97,13 @@ def run(
         )
     ]
     rows["method"] = name
-    rows["text"] = [lm.encoder.decode(completion.ids) for completion in completions]
+    rows["text"] = [lm.encoder.chat.decode(completion.ids) for completion in completions]
     rows["tokens"] = [len(completion.ids) for completion in completions]
     rows["finished"] = [completion.finished for completion in completions]
     _say_unfinished(1.0 - float(rows["finished"].mean()), generate.max_new_tokens, label)
     columns = ["generation_id", "method", "condition", "user_id", "group", *PROMPT_COLUMNS]
     write_parquet(GENERATED / f"{name}.parquet", rows[[*columns, "text", "tokens", "finished"]])
+    discard(work.directory)
 
 
 def _say_unfinished(share: float, most: int, label: str) -> None:
@@ -92,7 +118,7 @@ def load_method(name: str, dtype: str, tokens: TokenParams) -> PersonalizedLM:
     if name != BASE_METHOD:
         return PersonalizedLM.from_pretrained(method_directory(name), base=BASE, dtype=dtype)
     base = load_base(BASE, dtype)
-    return PersonalizedLM.reference(base, Encoder.from_params(base.tokenizer, tokens))
+    return PersonalizedLM.reference(base, Encoder.from_params(base.chat, tokens))
 
 
 def prompts_to_answer(path: Path, label: str) -> pd.DataFrame:

@@ -36,4 +36,4 @@ def run(*, seed: int, data: DataParams) -> None:
         write_parquet(directory / "rows.parquet", rows)
         write_json(directory / "dataset.json", dataset)
     kept = "" if len(rows) == len(source.rows) else f" of {len(source.rows)}"
-    say(f"ingest: {source.name}: {len(rows)}{kept} rows of {rows['user_id'].nunique()} users")
+    say(f"ingest: {source.name}: {len(rows)}{kept} rows of {sources.people(rows).nunique()} users")

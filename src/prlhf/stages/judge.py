@@ -3,13 +3,14 @@
 from typing import Any, Final
 
 from prlhf.data.ids import content_hash
+from prlhf.data.reference import read_pairs
 from prlhf.infra.io import atomic_path, read_parquet, write_json, write_parquet
 from prlhf.infra.progress import say
 from prlhf.judging import comparisons
 from prlhf.judging.fluency import Tables, measure_methods
 from prlhf.judging.judges import JudgeContext, build_judges
 from prlhf.params import JudgeParams
-from prlhf.stages.paths import GENERATED, JUDGED, PREPARED, REFERENCE, SCORES, USERS, split_table
+from prlhf.stages.paths import GENERATED, JUDGED, PREPARED, REFERENCE, SCORES, USERS
 
 PARAMS: Final = ("seed", "compare.all", "judge")
 
@@ -43,7 +44,7 @@ def run(*, seed: int, compared: list[str], judge: JudgeParams) -> None:
     unseen = comparisons.judged_unseen_users(users, generated.values(), judge.unseen_users)
     table = comparisons.comparisons(measured, order, unseen)
     judged = comparisons.judge(table, judges)
-    test = read_parquet(split_table("test"))
+    test = read_pairs(PREPARED, REFERENCE, "test")
     ranks = test["pair_id"].map(lambda pair: content_hash(str(seed), "judge choices", str(pair)))
     choices = comparisons.judge_choices(test, judges, {"llm": judge.llm.choices}, ranks)
     counts = {

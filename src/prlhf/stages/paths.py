@@ -21,11 +21,15 @@ PLOTS: Final = REPORTS / "plots"
 DATA_DOCS: Final = REPORTS / "data_docs"
 REWARD_REPORTS: Final = REPORTS / "reward_models"
 VALIDATION: Final = REPORTS / "validation.json"
+REFERENCE_REPORT: Final = REPORTS / "reference.json"
 PRETRAIN: Final = REPORTS / "pretrain.json"
 METRICS: Final = REPORTS / "metrics.json"
 EVALUATION: Final = REPORTS / "evaluation.json"
 HEADLINE: Final = REPORTS / "headline.json"
 REPORT: Final = REPORTS / "report.html"
+
+FOLDERS: Final = (INGESTED.parent, GENERATED, SCORES, MODELS, REPORTS, CURVES, REWARD_REPORTS)
+"""What the outputs lie in."""
 
 PARAMETERS: Final = Path("params.yaml")
 LOCK: Final = Path("dvc.lock")

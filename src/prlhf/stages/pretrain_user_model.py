@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from prlhf.data import as_trained
-from prlhf.data.reference import load_reference
+from prlhf.data.reference import load_reference, read_pairs
 from prlhf.infra.io import atomic_path, read_parquet, write_json
 from prlhf.infra.progress import say
 from prlhf.models.base import Encoder, load_base, read_source
@@ -15,7 +15,7 @@ from prlhf.params import MethodParams, ModelParams, PretrainParams, TokenParams,
 from prlhf.people.features import Examples
 from prlhf.people.files import save_reward
 from prlhf.people.hierarchical import fit_hierarchical
-from prlhf.stages.paths import BASE, PRETRAIN, PRETRAINED, REFERENCE, USERS, split_table
+from prlhf.stages.paths import BASE, PREPARED, PRETRAIN, PRETRAINED, REFERENCE, USERS
 from prlhf.training.dataset import PreferenceDataset
 from prlhf.training.finetune import train_soft_prompts
 
@@ -36,7 +36,7 @@ def run(
     trained: list[str],
 ) -> None:
     """Write `models/user_model`, the reward model in it, and `reports/pretrain.json`."""
-    train, table = read_parquet(split_table("train")), read_parquet(USERS)
+    train, table = read_pairs(PREPARED, REFERENCE, "train"), read_parquet(USERS)
     # Users with few pairs are known by them, but training sees them as the generic user.
     trained_on = as_trained(train, table)
     users = table[table["seen"]].sort_values("user_index")["user_id"].tolist()
@@ -69,7 +69,7 @@ def run(
         for kind, text in sorted({(methods[name].kind, methods[name].text) for name in trained}):
             if not kind_of(kind).has_embeddings:
                 continue
-            encoder = Encoder.from_params(base.tokenizer, tokens, text=text)
+            encoder = Encoder.from_params(base.chat, tokens, text=text)
             start = pretrained.initial(kind, base, text=text)
             lm = PersonalizedLM(base, base.model, start, encoder)
             pairs = PreferenceDataset(

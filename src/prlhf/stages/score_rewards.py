@@ -4,9 +4,9 @@ from typing import Final
 
 import pandas as pd
 
-from prlhf.data import agreement
+from prlhf.data import ROUNDING, agreement
 from prlhf.data.prompts import messages
-from prlhf.data.reference import text_key
+from prlhf.data.reference import read_pairs, text_key
 from prlhf.infra import distributed
 from prlhf.infra.io import read_parquet, write_json, write_parquet
 from prlhf.infra.progress import say
@@ -16,10 +16,11 @@ from prlhf.rewards.lm import PersonalizedRewardModel, score_held_out
 from prlhf.stages.paths import (
     BASE,
     GENERATED,
+    PREPARED,
+    REFERENCE,
     USERS,
     reward_model_directory,
     reward_scores,
-    split_table,
 )
 
 PARAMS: Final = ("model", "compare.all", "judge.unseen_users")
@@ -38,11 +39,11 @@ def run(*, model: ModelParams, compared: list[str], unseen_users: int | None, na
         reward_model_directory(name), base=BASE, dtype=model.dtype
     )
     label = f"score_rewards {name}"
-    test, unseen = (read_parquet(split_table(split)) for split in ("test", "unseen"))
+    test, unseen = (read_pairs(PREPARED, REFERENCE, split) for split in ("test", "unseen"))
     pairs = score_held_out(reward_model, test, unseen, label=label)
     tested = pairs[pairs["split"] == "test"]
     own, generic = (
-        agreement(tested.loc[tested["condition"] == condition, "margin"]).mean()
+        agreement(tested.loc[tested["condition"] == condition, "margin"], ROUNDING).mean()
         for condition in ("user", "generic")
     )
     say(f"{label}: held-out accuracy {own:.3f} with users, {generic:.3f} without")

@@ -7,7 +7,7 @@ from typing import Final, cast
 from peft import PeftModel
 
 from prlhf.data import as_trained, require_user_texts
-from prlhf.data.reference import LOGPS, load_reference
+from prlhf.data.reference import LOGPS, SET_ASIDE, load_reference, read_pairs
 from prlhf.infra import distributed
 from prlhf.infra.io import (
     checkpoint_directory,
@@ -15,8 +15,9 @@ from prlhf.infra.io import (
     read_parquet,
     run_key,
     write_json,
-    write_text,
 )
+from prlhf.infra.kept import KeptWork
+from prlhf.infra.tables import write_csv
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.continued import Predecessor, find_predecessor
 from prlhf.models.model_card import describe_data, validation_figures, write_model_card
@@ -71,13 +72,14 @@ def run(
             are none; it has an adapter per group but there are no groups; or `start_from` is no
             model that it can go on from.
     """
-    tables = {split: read_parquet(split_table(split)) for split in SPLITS}
+    tables = {split: read_pairs(PREPARED, REFERENCE, split) for split in SPLITS}
     users = read_parquet(USERS)
     tables["train"] = as_trained(tables["train"], users)
     if method.text:
         require_user_texts(tables["train"]["user_text"], f"params.yaml: methods.{name}.text")
     settings = {"model": model, "tokens": tokens, "train": train, "optimizer": optimizer}
-    inputs = [BASE, *map(split_table, SPLITS), USERS, REFERENCE / LOGPS, PRETRAINED]
+    kept = [REFERENCE / LOGPS, REFERENCE / SET_ASIDE]
+    inputs = [BASE, *map(split_table, SPLITS), USERS, *kept, PRETRAINED]
     past_directory = None
     if Path(train.start_from) != BASE:
         past_directory = find_predecessor(Path(train.start_from), name)
@@ -87,7 +89,7 @@ def run(
     checkpoints = checkpoint_directory(name, key)
 
     base = load_base(BASE, model.dtype)
-    encoder = Encoder.from_params(base.tokenizer, tokens, text=method.text)
+    encoder = Encoder.from_params(base.chat, tokens, text=method.text)
     logps = load_reference(REFERENCE).logps
     pairs = {
         split: PreferenceDataset(table, logps, encoder, reference_text=tokens.reference_text)
@@ -142,8 +144,14 @@ def run(
         held_out = pairs["validation"]
         if train.trust_pairs is not None and len(held_out) and may_differ(lm, train.alpha):
             watched = watched_pairs(held_out, train.trust_pairs, seed)
-            batch = runs[0].plan.micro_batch_size
-            record["trust"] = settle_trust(lm, watched, train, batch=batch, label=f"train {name}")
+            record["trust"] = settle_trust(
+                lm,
+                watched,
+                train,
+                batch=runs[0].plan.micro_batch_size,
+                label=f"train {name}",
+                work=KeptWork(checkpoints / "trust"),
+            )
         lm.about["personal"] = lm.user_model.tells_apart
         lm.about["training"] = record
         lm.about["validation"] = validation_figures([(run.curves, run.kept_step) for run in runs])
@@ -152,6 +160,6 @@ def run(
             write_model_card(directory)
     if distributed.is_main():
         curves = mean_curves([run.curves for run in runs])
-        write_text(CURVES / f"{name}.csv", curves.to_csv(index=False, lineterminator="\n"))
+        write_csv(CURVES / f"{name}.csv", curves)
         write_json(CURVES / f"{name}.json", record)
         discard(checkpoints)

@@ -3,8 +3,10 @@
 from typing import Final
 
 from prlhf.data import as_trained, require_user_texts
+from prlhf.data.reference import SET_ASIDE, read_pairs
 from prlhf.infra import distributed
-from prlhf.infra.io import checkpoint_directory, discard, read_parquet, run_key, write_text
+from prlhf.infra.io import checkpoint_directory, discard, read_parquet, run_key
+from prlhf.infra.tables import write_csv
 from prlhf.models.base import Encoder, load_base
 from prlhf.models.model_card import describe_data, validation_figures, write_model_card
 from prlhf.models.pretrained import load_pretrained, pairs_of
@@ -15,6 +17,7 @@ from prlhf.stages.paths import (
     BASE,
     PREPARED,
     PRETRAINED,
+    REFERENCE,
     REWARD_REPORTS,
     USERS,
     reward_model_directory,
@@ -46,19 +49,19 @@ def run(
     """
     train = train_reward_model
     settings = {"model": model, "tokens": tokens, "reward_model": train, "optimizer": optimizer}
-    inputs = [BASE, *map(split_table, SPLITS), USERS, PRETRAINED]
+    inputs = [BASE, *map(split_table, SPLITS), USERS, REFERENCE / SET_ASIDE, PRETRAINED]
     key = run_key({"seed": seed, "method": method, **settings}, inputs)
     distributed.require_agreement(key)
     checkpoints = checkpoint_directory(f"reward_{name}", key)
 
-    tables = {split: read_parquet(split_table(split)) for split in SPLITS}
+    tables = {split: read_pairs(PREPARED, REFERENCE, split) for split in SPLITS}
     tables["train"] = as_trained(tables["train"], read_parquet(USERS))
     data = divide(tables, train.pairs)
     if method.text:
         require_user_texts(data.learned["user_text"], f"params.yaml: methods.{name}.text")
 
     base = load_base(BASE, model.dtype)
-    encoder = Encoder.from_params(base.tokenizer, tokens, text=method.text)
+    encoder = Encoder.from_params(base.chat, tokens, text=method.text)
     pretrained = load_pretrained(PRETRAINED)
     if data.users is not None:
         # Pretraining learned from the training pairs.
@@ -95,5 +98,5 @@ def run(
             write_model_card(directory)
     if distributed.is_main():
         path = REWARD_REPORTS / f"{name}.csv"
-        write_text(path, trained.curves.to_csv(index=False, lineterminator="\n"))
+        write_csv(path, trained.curves)
         discard(checkpoints)

@@ -8,6 +8,7 @@ from prlhf.data import SPLITS
 from prlhf.infra.errors import UserError
 from prlhf.infra.io import atomic_path, read_json, read_parquet, write_json, write_parquet
 from prlhf.infra.progress import say
+from prlhf.infra.tables import write_csv
 from prlhf.params import SplitParams, ValidateParams
 from prlhf.stages.paths import DATA_DOCS, DIAGNOSIS, INGESTED, PREPARED, VALIDATION
 from prlhf.validation.prepare import ValidationResult, explain, prepare
@@ -36,6 +37,8 @@ def run(*, seed: int, label_noise: float, rules: ValidateParams, split: SplitPar
     if result.prepared is None:
         assert result.error is not None
         _write_diagnosis(result)
+        for note in result.spellings:
+            say(f"validate: warning: {note}")
         raise UserError(
             result.error.problem,
             where=result.error.where,
@@ -65,7 +68,7 @@ def _write_diagnosis(result: ValidationResult) -> None:
     columns = ["source", "row", "reason", "user_id", *clipped]
     with atomic_path(DIAGNOSIS, directory=True) as directory:
         write_parquet(directory / "quarantine.parquet", quarantine)
-        quarantine.assign(**clipped)[columns].to_csv(directory / "quarantine.csv", index=False)
+        write_csv(directory / "quarantine.csv", quarantine.assign(**clipped)[columns])
         write_json(directory / "validation.json", result.summary)
         docs = directory / "data_docs"
         docs.mkdir()

@@ -27,8 +27,8 @@ LONG: Final = Recipe(
     "Answer in two long, detailed paragraphs.",
     (),
     min_words=100,
-    max_words=220,
-    max_tokens=300,
+    max_words=160,
+    max_tokens=220,
     max_lines=7,
 )
 

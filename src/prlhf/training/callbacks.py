@@ -8,6 +8,8 @@ import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prlhf.infra import distributed
+from prlhf.infra.io import atomic_path, flush
+from prlhf.infra.kept import Pace
 from prlhf.infra.progress import Progress
 
 COMPLETE: Final = "complete"
@@ -72,17 +74,22 @@ class ShowProgress(TrainerCallback):
             self.progress = None
 
 
-class MarkComplete(TrainerCallback):
-    """Marks a checkpoint as complete once all of its files are on disk."""
+class SaveInTime(TrainerCallback):
+    """Asks for a checkpoint when it is time, besides those that are so many steps apart.
 
-    def on_save(
+    Args:
+        pace: says when; the trainer tells it what checkpoints cost.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+
+    def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        # Every process writes the state of its random numbers.
-        distributed.barrier()
-        if distributed.is_main():
-            (path / COMPLETE).touch()
+        # The clocks of several processes differ, and they have to do the same.
+        if distributed.broadcast(self.pace.due()):
+            control.should_save = True
 
 
 class AfterValidation(TrainerCallback):
@@ -110,6 +117,13 @@ class AfterValidation(TrainerCallback):
         if self.patience is None or not losses:
             return False
         return len(losses) - 1 - losses.index(min(losses)) >= self.patience
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Mark a checkpoint of which all files are written."""
+    flush(checkpoint)
+    with atomic_path(checkpoint / COMPLETE):
+        pass
 
 
 def last_complete(directory: Path) -> Path | None:

@@ -14,6 +14,7 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from prlhf.infra import distributed
+from prlhf.infra.kept import Pace
 from prlhf.infra.progress import Progress, say
 from prlhf.infra.tracking import run_name, tracking_callbacks
 from prlhf.models.base import BaseModel, Encoder
@@ -24,7 +25,6 @@ from prlhf.params import LoraParams, OptimizerParams, PretrainParams, RewardTrai
 from prlhf.training.attention import kernels
 from prlhf.training.callbacks import (
     AfterValidation,
-    MarkComplete,
     ShowProgress,
     last_complete,
     training_curves,
@@ -112,6 +112,7 @@ def fit(
     checkpoints: Path,
     seed: int,
     label: str,
+    pace: Pace | None = None,
 ) -> Run:
     """Train a model in place, resuming from the newest complete checkpoint if there is one.
 
@@ -125,6 +126,7 @@ def fit(
         checkpoints: directory of this very run (see `prlhf.infra.io.run_key`).
         seed: seed of data order and dropout.
         label: shown with the progress.
+        pace: when there is to be a checkpoint besides those of the plan; see `Pace`.
 
     Raises:
         UserError: see `make_plan` and `tracking_callbacks`.
@@ -147,7 +149,8 @@ def fit(
         ),
         train_pairs=pairs["train"],
         eval_pairs=watched,
-        callbacks=[show, after_validation, MarkComplete(), *trackers],
+        callbacks=[show, after_validation, *trackers],
+        pace=pace,
     )
     sampler = trainer.sampler()
     if doubt := doubts(optimizer, plan, coverage(sampler, plan.steps, plan.batch_size)):
@@ -161,7 +164,10 @@ def fit(
             say(f"{label}: resuming from step {resume.name.rpartition('-')[2]}")
             state = TrainerState.load_from_json(str(resume / TRAINER_STATE_NAME))
         try:
-            if state is not None and after_validation.ends(state):
+            if state is not None and (
+                # The Trainer would take a step more where the last one is within an epoch.
+                state.global_step >= plan.steps or after_validation.ends(state)
+            ):
                 trainer.state = state
                 trainer.load_model(cast(Path, resume))
             else:

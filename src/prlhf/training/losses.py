@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prlhf.data import agreement
+from prlhf.data import ROUNDING, agreement
 from prlhf.params import TrainParams
 from prlhf.training.dataset import PreferenceBatch
 
@@ -163,7 +163,7 @@ def with_metrics(
         # Each pair was computed under the one condition drawn for it; the rows are the users'.
         margins = dict.fromkeys(("user", "generic"), margins["user"])
     for condition, h in margins.items():
-        for name, value in (("accuracy", agreement(h)), ("margin", h.detach())):
+        for name, value in (("accuracy", agreement(h, ROUNDING)), ("margin", h.detach())):
             metrics[f"{name}_{condition}"] = value
             if batch.drawn is not None:
                 counted = batch.drawn if condition == "user" else ~batch.drawn

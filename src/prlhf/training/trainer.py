@@ -22,11 +22,13 @@ from transformers import (
 )
 
 from prlhf.infra import distributed
-from prlhf.infra.io import naming
+from prlhf.infra.io import discard, naming
+from prlhf.infra.kept import KeptWork, Pace
 from prlhf.models.packing import Packed, Row
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import UserModel, load_user_model
 from prlhf.params import OptimizerParams, RewardTrainParams, TrainParams
+from prlhf.training.callbacks import SaveInTime, mark_complete
 from prlhf.training.dataset import (
     PreferenceBatch,
     PreferenceCollator,
@@ -39,6 +41,9 @@ from prlhf.training.optim import build_optimizer, clip_gradients
 from prlhf.training.order import PreferenceSampler, VisitedExamples
 
 MEANS: Final = "running_means.pt"
+
+VALIDATION: Final = "validation"
+"""The directory beside the checkpoints in which a validation keeps its work."""
 
 
 class PreferenceModel(Protocol):
@@ -85,6 +90,7 @@ class PreferenceTrainer(Trainer, ABC):
             learning rate is the adapter's.
         train_pairs, eval_pairs: what to learn from, and a fixed sample to watch.
         callbacks: called as by `Trainer`, whose own printing and progress bars are switched off.
+        pace: when there is to be a checkpoint, apart from those that `arguments` ask for.
     """
 
     control: TrainerControl
@@ -100,10 +106,12 @@ class PreferenceTrainer(Trainer, ABC):
         train_pairs: Sequence[PreferenceExample],
         eval_pairs: Sequence[PreferenceExample],
         callbacks: Sequence[TrainerCallback] = (),
+        pace: Pace | None = None,
     ) -> None:
         self.objective = objective
         self.settings = settings
         as_user, as_generic = conditions(model, objective.alpha)
+        self.pace = pace or Pace()
         # With a single term there is nothing to draw.
         draws = settings.term_sampling and as_user and as_generic
         self.drawn_with = objective.alpha if draws else None
@@ -113,7 +121,7 @@ class PreferenceTrainer(Trainer, ABC):
             data_collator=PreferenceCollator(model.pack, as_user, as_generic),
             train_dataset=cast(Any, VisitedExamples(train_pairs)),
             eval_dataset=cast(Any, list(eval_pairs)),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, SaveInTime(self.pace)],
         )
         # Tells the Trainer that the loss is already normalised over the accumulated batches.
         self.model_accepts_loss_kwargs = True
@@ -222,13 +230,20 @@ class PreferenceTrainer(Trainer, ABC):
         if not pairs:
             return {}
         kept = self._sums, self._weights
-        self._sums, self._weights = {}, {}
         training = self.model.training
         self.model.eval()
+        work = self._validation_work() if eval_dataset is None else None
+        # The weights are those of this step, also in a run that was killed here and got here again.
+        process = f"{self.args.process_index}-of-{self.args.world_size}"
+        key = f"step-{self.state.global_step}-{process}"
+        done, self._sums, self._weights = _load_sums(work, key, self.args.device)
         try:
-            for batch in self._eval_batches(pairs):
+            for batch in self._eval_batches(pairs, done):
                 moved = batch.to(self.args.device)
                 self._record(self.pair_losses(self.model, moved), moved.weight)
+                done += 1
+                if work is not None and work.pace.due():
+                    _save_sums(work, key, done, self._sums, self._weights)
             means = self._take_means()
         finally:
             self.model.train(training)
@@ -240,14 +255,25 @@ class PreferenceTrainer(Trainer, ABC):
         )
         return metrics
 
-    def _eval_batches(self, pairs: Sequence[PreferenceExample]) -> Iterator[PreferenceBatch]:
+    def _validation_work(self) -> KeptWork | None:
+        """Where a validation that takes long is kept; None where it is not.
+
+        Processes that share a model's parts have to do the same, however far each had come.
+        """
+        if distributed.sharded():
+            return None
+        return KeptWork(Path(cast(str, self.args.output_dir)) / VALIDATION, self.pace)
+
+    def _eval_batches(
+        self, pairs: Sequence[PreferenceExample], done: int
+    ) -> Iterator[PreferenceBatch]:
         # Not through a DataLoader, which would draw from the random state that dropout uses.
         size = self.args.per_device_eval_batch_size
         processes, own = self.args.world_size, self.args.process_index
         if processes > 1:
             fillers = -len(pairs) % (size * processes)
             pairs = [*pairs, *[pairs[0].without_weight()] * fillers]
-        for start in range(own * size, len(pairs), size * processes):
+        for start in range((own + done * processes) * size, len(pairs), size * processes):
             yield self.data_collator(pairs[start : start + size])["batch"]
 
     # -- processes -------------------------------------------------------------------------------
@@ -281,8 +307,15 @@ class PreferenceTrainer(Trainer, ABC):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._saved = self._totals()
-        with naming(cast(str, self.args.output_dir)):
+        output = Path(cast(str, self.args.output_dir))
+        with self.pace.keeping(), naming(output):
             super()._save_checkpoint(model, trial)
+            # Every process writes the state of its random numbers.
+            distributed.barrier()
+            if distributed.is_main():
+                mark_complete(output / f"checkpoint-{self.state.global_step}")
+                # What a validation came to is in the checkpoint.
+                discard(output / VALIDATION)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -317,6 +350,28 @@ class PreferenceTrainer(Trainer, ABC):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate does not know packed batches."""
         return 0
+
+
+Sums = dict[str, Tensor]
+
+
+def _save_sums(work: KeptWork, key: str, done: int, sums: Sums, weights: Sums) -> None:
+    parts = {"sum": sums, "weight": weights}
+    tensors = {f"{part}.{name}": x for part, of in parts.items() for name, x in of.items()}
+    work.save(key, tensors, {"done": done, "names": list(sums)})
+
+
+def _load_sums(work: KeptWork | None, key: str, device: torch.device) -> tuple[int, Sums, Sums]:
+    """How many batches are done, and the sums over them; none if nothing is kept."""
+    kept = None if work is None else work.load(key)
+    if kept is None:
+        return 0, {}, {}
+    tensors, about = kept
+    sums, weights = (
+        {name: tensors[f"{part}.{name}"].to(device) for name in about["names"]}
+        for part in ("sum", "weight")
+    )
+    return about["done"], sums, weights
 
 
 class PDPOTrainer(PreferenceTrainer):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from prlhf.infra import distributed
+from prlhf.infra.kept import KeptWork
 from prlhf.infra.progress import Progress, say
 from prlhf.models.personalized import PersonalizedLM
 from prlhf.models.user_model import MixtureUserModel
@@ -37,6 +38,7 @@ def settle_trust(
     *,
     batch: int,
     label: str,
+    work: KeptWork | None = None,
 ) -> dict[str, Any]:
     """Set a trained model's trust to that of `LEVELS` with the least loss of the mean user.
 
@@ -46,6 +48,8 @@ def settle_trust(
         train: the loss of a preference; nothing else of the objective counts.
         batch: pairs computed together.
         label: shown with the progress.
+        work: of this run alone, where losses are kept as they come, and those of a killed run are
+            found. None for none.
 
     Returns:
         For a report: the `trust`, the mean `loss` at each level, and how many `users` and `pairs`
@@ -55,7 +59,13 @@ def settle_trust(
     assert isinstance(users, MixtureUserModel)
     collate = PreferenceCollator(lm.pack, as_user=True, as_generic=False)
     batches = [list(range(i, min(i + batch, len(pairs)))) for i in range(0, len(pairs), batch)]
-    losses = torch.zeros(len(LEVELS), len(pairs))
+    # Processes that share a model's parts have to do the same, however far each had come.
+    work = None if distributed.sharded() else work
+    key = f"trust-{distributed.process_rank()}-of-{distributed.world_size()}"
+    kept = None if work is None else work.load(key)
+    losses = torch.zeros(len(LEVELS), len(pairs)) if kept is None else kept[0]["losses"]
+    known = 0 if kept is None else kept[1]
+    turn_number = 0
     lm.eval()
     with Progress(
         total=len(LEVELS) * len(pairs), label=f"{label}: trust", unit="pairs"
@@ -63,11 +73,17 @@ def settle_trust(
         for level, of_level in zip(LEVELS, losses, strict=True):
             users.trust = level
             for turn in distributed.turns(batches):
+                turn_number += 1
+                if turn_number <= known:
+                    progress.expect(-turn.together)
+                    continue
                 packed = collate([pairs[i] for i in turn.rows])["batch"].to(lm.device)
                 found = pdpo_loss(lm, packed, train).metrics["preference_loss"]
                 if turn.own:
                     of_level[turn.rows] = found.cpu()
                 progress.advance(turn.together)
+                if work is not None and work.pace.due():
+                    work.save(key, {"losses": losses}, turn_number)
     distributed.all_reduce_sum_(losses)
     weights = np.array([pair.weight for pair in pairs])
     counted, owners = np.unique([pair.user_index for pair in pairs], return_inverse=True)

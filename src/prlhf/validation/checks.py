@@ -30,7 +30,7 @@ ROW_FAULTS: Final = (
 
 
 def row_checks(rules: ValidateParams) -> list[Check]:
-    """Checks of the ingested rows, whose texts are stripped of surrounding white space.
+    """Checks of the ingested rows, whose responses are in the form of `identity.normal_text`.
 
     `duplicate` and `contradiction` mark every row of a group; which of them to keep is decided
     later. Expectations of values pass over missing ones, so those are checked apart.
@@ -41,7 +41,6 @@ def row_checks(rules: ValidateParams) -> list[Check]:
     longest = rules.max_response_chars
     expectations = [
         ("missing_user", not_null(column="user_id")),
-        ("missing_user", lengths(column="user_id", min_value=1)),
         ("empty_prompt", not_null(column="prompt")),
         ("empty_chosen", not_null(column="chosen")),
         ("empty_chosen", lengths(column="chosen", min_value=1)),
@@ -49,8 +48,8 @@ def row_checks(rules: ValidateParams) -> list[Check]:
         ("empty_rejected", lengths(column="rejected", min_value=1)),
         ("chosen_equals_rejected", _distinct_responses()),
         ("prompt_too_long", between(column="prompt_chars", max_value=rules.max_prompt_chars)),
-        ("response_too_long", lengths(column="chosen", max_value=longest)),
-        ("response_too_long", lengths(column="rejected", max_value=longest)),
+        ("response_too_long", between(column="chosen_chars", max_value=longest)),
+        ("response_too_long", between(column="rejected_chars", max_value=longest)),
         ("bad_weight", not_null(column="weight")),
         (
             "bad_weight",
@@ -71,6 +70,8 @@ def quarantine_checks(rules: ValidateParams, problem: str) -> list[Check]:
     """
     limit = rules.max_quarantined
     share = gxe.ExpectColumnMeanToBeBetween(column="quarantined", max_value=limit)
+    # What was quarantined may have braces of its own.
+    problem = problem.replace("{", "{{").replace("}", "}}")
     message = f"{problem}; validate.max_quarantined allows a share of {limit:g}"
     return [Check("quarantined_share", share, message=message)]
 

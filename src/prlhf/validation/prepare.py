@@ -6,6 +6,7 @@ the result decide whether the pipeline may go on.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -14,11 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prlhf.data import SPLIT_COLUMNS, SPLITS, agreement
+from prlhf.data.identity import PIECE, as_column, normal_ids, normal_texts
 from prlhf.data.ids import content_hash, content_hashes
-from prlhf.data.prompts import PIECE, openings, prompt_lengths
+from prlhf.data.prompts import messages, normal_prompts, opening_keys, openings, prompt_lengths
 from prlhf.infra.errors import UserError
 from prlhf.params import SplitParams, ValidateParams
 from prlhf.validation import checks
+from prlhf.validation.spellings import DIFFERENCES, EXAMPLES, Spellings, visible
 from prlhf.validation.splits import Prepared, split
 from prlhf.validation.suite import Validator
 
@@ -29,6 +32,8 @@ REASONS: Final = (*checks.ROW_FAULTS, "contradiction", "duplicate", SPANS_SIDES)
 """Why a row is quarantined; a row with several faults has the first."""
 
 _JUDGED: Final = ("user_id", "prompt", "chosen", "rejected")
+_NAMES: Final = {"user_id": "users", "group": "groups", "unit": "units"}
+"""Columns of ids, and what a message calls them."""
 _IDS: Final = ("prompt_id", "opening_id", "pair_id", "unordered_id", "prompt_chars")
 
 
@@ -41,6 +46,7 @@ class ValidationResult:
         quarantine: The rows that are in no split, as they were ingested, with a `reason`.
         summary: Counts and findings, the content of `validation.json`.
         warnings: What the user should know, though the pipeline goes on.
+        spellings: What of it is about ids and prompts that are spelt in several ways.
         error: Why the pipeline has to stop; None if it may go on.
         validator: Has all findings; writes Data Docs.
     """
@@ -49,6 +55,7 @@ class ValidationResult:
     quarantine: pd.DataFrame
     summary: dict[str, Any]
     warnings: list[str]
+    spellings: list[str]
     error: UserError | None
     validator: Validator
 
@@ -78,16 +85,22 @@ def prepare(
     Raises:
         RuntimeError: A check crashed, which is a fault of this program.
     """
-    rows = _with_ids(rows.reset_index(drop=True))
+    rows = rows.reset_index(drop=True)
+    names = _spellings(rows, rules.keep_ids)
+    rows, several = _with_ids(rows)
     validator = Validator()
-    reasons = _reasons(rows, validator, rules)
+    reasons = _reasons(rows, names["user_id"].ids, validator, rules)
     faulty = reasons.notna()
     quarantine = _set_aside(rows[faulty], reasons[faulty])
-    usable = rows[~faulty].reset_index(drop=True)
+    named = {name: each.ids[~faulty] for name, each in names.items()}
+    as_ingested = rows.loc[~faulty, list(named)].reset_index(drop=True)
+    usable = rows[~faulty].assign(**named).reset_index(drop=True)
     del rows  # With many texts, the largest thing in memory.
     counts = _counts(reasons)
 
     problem = f"{int(faulty.sum())} of {len(faulty)} rows are unusable: {explain(counts)}"
+    if names["user_id"].unnamed:
+        problem += f"; {names['user_id'].unnamed_note('users')}"
     frame = faulty.astype("float64").to_frame("quarantined")
     validator.run("quarantine", frame, checks.quarantine_checks(rules, problem))
     pairs = usable["user_id"].value_counts(sort=False).rename("pairs").reset_index()
@@ -101,6 +114,7 @@ def prepare(
             error = raised
         else:
             spanning = usable.drop(prepared.pairs.index)
+            spanning = spanning.assign(**as_ingested.loc[spanning.index])
             reason = pd.Series(SPANS_SIDES, spanning.index, dtype="str")
             counts = _counts(pd.concat([reasons, reason]))
             quarantine = pd.concat([quarantine, _set_aside(spanning, reason)], ignore_index=True)
@@ -108,18 +122,31 @@ def prepare(
             prepared = replace(prepared, pairs=flipped)
             _check_prepared(validator, prepared, usable["unordered_id"], rules, shares)
             error = _stop(validator, name)
-    warnings = [*(prepared.notes if prepared else []), *validator.failures("warn")]
+    notes = [note for name, each in names.items() for note in each.notes(_NAMES[name])]
+    if several:
+        notes.append(_prompts_note(several))
+    warnings = [*notes, *(prepared.notes if prepared else []), *validator.failures("warn")]
     rows_left = len(reasons) - len(quarantine)
     summary = {
         "success": error is None,
         "rows": {"ingested": len(reasons), "usable": rows_left, "quarantined": len(quarantine)},
         "quarantined": counts,
+        "spellings": {
+            **{_NAMES[name]: each.summary() for name, each in names.items()},
+            "prompts": {"merged": len(several), "examples": several[:EXAMPLES]},
+        },
         **(_describe(prepared) if prepared else {}),
         "warnings": warnings,
         "expectations": validator.summary(),
     }
     return ValidationResult(
-        prepared if error is None else None, quarantine, summary, warnings, error, validator
+        prepared if error is None else None,
+        quarantine,
+        summary,
+        warnings,
+        notes,
+        error,
+        validator,
     )
 
 
@@ -160,22 +187,48 @@ def _set_aside(rows: pd.DataFrame, reasons: pd.Series[str]) -> pd.DataFrame:
     return rows.drop(columns=list(_IDS)).assign(reason=reasons).reset_index(drop=True)
 
 
-def _with_ids(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with the columns `_IDS`, missing where unknown.
+def _spellings(rows: pd.DataFrame, keep: Collection[str]) -> dict[str, Spellings]:
+    """The ids of the rows' users, groups and, if there are any, units."""
+    # A group may well be called None.
+    kept = {"group": rows["group"].dropna().unique()}
+    return {
+        name: Spellings.of(rows[name], keep=kept.get(name, keep)) for name in _NAMES if name in rows
+    }
 
-    `opening_id` is that of the prompt's opening, the same for all turns of a dialogue;
-    `unordered_id` is the same for both verdicts on a pair by one user.
+
+def _with_ids(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """`rows` with the columns `_IDS`, missing where unknown, and prompts in several spellings.
+
+    `opening_id` is that of the prompt's opening, the same for all turns of a dialogue, and for all
+    openings that differ in white space only; `unordered_id` is the same for both verdicts on a pair
+    by one user.
     """
     codes, distinct = pd.factorize(rows["prompt"])
     places = pa.array(codes, mask=codes < 0)
-    prompts = _arrow(distinct)
-    pair_ids = _pair_ids(rows[list(_JUDGED)])
-    return rows.assign(
-        prompt_id=_taken(_hashes(prompts), places).astype("str"),
-        opening_id=_taken(_hashes(openings(prompts)), places).astype("str"),
+    prompts = as_column(distinct)
+    opened, forms = openings(prompts), normal_prompts(prompts)
+    found = pd.DataFrame({"id": _hashes(opened).to_pylist(), "opening": opened.to_pandas()})
+    alike = found.groupby(pd.factorize(opening_keys(openings(forms)).to_pandas())[0])["id"]
+    first = alike.transform("min")
+    several = found.loc[(alike.transform("nunique") > 1) & (first == found["id"]), "opening"]
+    # Each form is made once, and not for each row.
+    pair_ids = _pair_ids(rows[list(_JUDGED)].assign(prompt=_taken(forms, places)))
+    with_ids = rows.assign(
+        prompt_id=_taken(_hashes(forms), places).astype("str"),
+        opening_id=_taken(as_column(first), places).astype("str"),
         prompt_chars=_taken(prompt_lengths(prompts), places).astype("float64"),
         pair_id=pair_ids["pair_id"],
         unordered_id=pair_ids["unordered_id"],
+    )
+    return with_ids, sorted({messages(opening)[-1]["content"] for opening in several})
+
+
+def _prompts_note(several: list[str]) -> str:
+    shown = ", ".join(map(visible, several[:EXAMPLES]))
+    more = f" and {len(several) - EXAMPLES} more" if len(several) > EXAMPLES else ""
+    return (
+        f"prompts in several spellings ({len(several)}) stay on one side; these differ in "
+        f"{DIFFERENCES}: {shown}{more}"
     )
 
 
@@ -185,11 +238,6 @@ def _hashes(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(found, pa.large_string())
 
 
-def _arrow(texts: pd.Series[str] | pd.Index[str]) -> pa.ChunkedArray:
-    found = pa.array(texts, pa.large_string())
-    return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
-
-
 def _taken(values: pa.ChunkedArray, places: pa.Array) -> pd.Series[Any]:
     """The values at these places, missing where a place is."""
     found: pd.Series[Any] = values.combine_chunks().take(places).to_pandas()
@@ -197,14 +245,21 @@ def _taken(values: pa.ChunkedArray, places: pa.Array) -> pd.Series[Any]:
 
 
 def _pair_ids(judged: pd.DataFrame) -> pd.DataFrame:
-    """`pair_id` and `unordered_id` of judgements (columns `_JUDGED`), missing where a part is."""
+    """`pair_id` and `unordered_id` of judgements (columns `_JUDGED`), missing where a part is.
+
+    They are the same for all spellings of a judgement.
+    """
     starts = range(0, max(1, len(judged)), PIECE)
     return pd.concat([_piece_of_pair_ids(judged.iloc[start : start + PIECE]) for start in starts])
 
 
 def _piece_of_pair_ids(judged: pd.DataFrame) -> pd.DataFrame:
     whole = judged.dropna()
-    columns = [_arrow(whole[name]).combine_chunks() for name in judged.columns]
+    forms = (normal_ids, normal_prompts, normal_texts, normal_texts)
+    columns = [
+        form(as_column(whole[name])).combine_chunks()
+        for name, form in zip(_JUDGED, forms, strict=True)
+    ]
     chosen, rejected = columns[2:]
     in_order = pc.less(chosen, rejected)
     first = pc.if_else(in_order, chosen, rejected)
@@ -216,11 +271,16 @@ def _piece_of_pair_ids(judged: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(ids, whole.index, dtype="str").reindex(judged.index)
 
 
-def _reasons(rows: pd.DataFrame, validator: Validator, rules: ValidateParams) -> pd.Series[str]:
+def _reasons(
+    rows: pd.DataFrame, users: pd.Series[str], validator: Validator, rules: ValidateParams
+) -> pd.Series[str]:
     """The reason of each faulty row, missing for usable ones."""
-    texts = {name: rows[name].str.strip() for name in ("user_id", "chosen", "rejected")}
+    responses = {}
+    for name in ("chosen", "rejected"):
+        responses[name] = normal_texts(as_column(rows[name])).to_pandas().astype("str")
+        responses[f"{name}_chars"] = rows[name].str.len()
     unread = ["row", "source", "user_text", "group", "unseen", "opening_id", *SPLIT_COLUMNS]
-    frame = rows.drop(columns=unread, errors="ignore").assign(**texts)
+    frame = rows.drop(columns=unread, errors="ignore").assign(user_id=users, **responses)
     failing: dict[str, set[int]] = {}
     for finding in validator.run("rows", frame, checks.row_checks(rules)):
         failing.setdefault(finding.check.name, set()).update(finding.rows)
@@ -252,6 +312,9 @@ def _check_prepared(
     columns = ["chosen", "rejected"] if shares.by == "response" else ["unit"]
     placed = [pairs[[name, "prompt_split"]].set_axis(["unit", "side"], axis=1) for name in columns]
     units = pd.concat(placed).drop_duplicates(ignore_index=True)
+    if shares.by == "response":
+        units["unit"] = normal_ids(as_column(units["unit"])).to_pandas()
+        units = units.drop_duplicates(ignore_index=True)
     validator.run("units", units, checks.unit_checks(shares))
     validator.run("prepared_users", prepared.users, checks.prepared_user_checks())
 

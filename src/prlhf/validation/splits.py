@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from prlhf.data import GENERIC, PAIR_COLUMNS, SPLITS, USER_COLUMNS, index_users
+from prlhf.data.identity import as_column, normal_ids
 from prlhf.data.ids import content_hash, shuffled
 from prlhf.infra.errors import UserError
 from prlhf.params import SplitParams
@@ -303,12 +304,15 @@ def _by_response(
 def _text_numbers(rows: pd.DataFrame, seed: int) -> tuple[Numbers, Numbers, np.ndarray[Any, Any]]:
     """Numbers of the chosen and of the rejected texts, and the texts' ids in that order.
 
-    The order is random but for the texts: rows of another order get the same numbers.
+    Texts that differ in white space only are one. The order is random but for the texts: rows of
+    another order get the same numbers.
     """
     codes, texts = pd.factorize(pd.concat([rows["chosen"], rows["rejected"]]))
-    ids = np.array([content_hash(text) for text in texts])
+    keys = normal_ids(as_column(texts)).to_pandas()
+    alike = pd.factorize(keys)[0]
+    ids = pd.Series([content_hash(text) for text in texts]).groupby(alike).min().to_numpy()
     order = np.argsort([content_hash(str(seed), "responses", name) for name in ids])
-    numbers = np.argsort(order)[codes]
+    numbers = np.argsort(order)[alike[codes]]
     return numbers[: len(rows)], numbers[len(rows) :], ids[order]
 
 

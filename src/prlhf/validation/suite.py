@@ -157,7 +157,8 @@ class Validator:
             "show_how_to_buttons": False,
             "store_backend": {
                 "class_name": "TupleFilesystemStoreBackend",
-                "base_directory": str(directory.resolve()),
+                # In settings the library takes `$NAME` and `${NAME}` for the environment's.
+                "base_directory": str(directory.resolve()).replace("$", r"\$"),
             },
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         }
