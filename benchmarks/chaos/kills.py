@@ -134,10 +134,10 @@ def _killed(
     *,
     group: bool = False,
 ) -> tuple[str, str]:
-    """Start a command `KILLS` times and kill at random moments, then let it end."""
+    """Kill a command at `KILLS` random moments, then let it end; one that has ended begins anew."""
     hits = 0
-    for _ in range(KILLS):
-        process = project.start(*command)
+    while hits < KILLS:
+        process, before = project.start(*command), hits
         try:
             # Early moments are as good as late ones: each run gets further than the last.
             process.wait(trial.random.uniform(0.02, 0.35) * shared.seconds)
@@ -146,7 +146,13 @@ def _killed(
                 with contextlib.suppress(ProcessLookupError):
                     (os.killpg if group else os.kill)(pid, signal.SIGKILL)
                     hits += 1
-        project.finish(process, PATIENCE)
+        done = project.finish(process, PATIENCE)
+        if done.status and hits == before:
+            raise Fault("does not end", f"after {hits} kills: {_last(done)}")
+        if not done.status:
+            project.require_same(shared.expected)
+            shutil.rmtree(project.path)
+            project = shared.fresh.copy_to(project.path)
     return _recovered(project, shared, f"{hits} kills")
 
 
@@ -173,6 +179,8 @@ def _worker(trial: Trial, project: Project, shared: Shared) -> tuple[str, str]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     url = f"http://127.0.0.1:{port}/api"
+    # The server's database is in there, and it does not make the directory.
+    Path(project.environment()["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     server = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
     worker = ("prefect", "worker", "start", "--pool", "prlhf", "--type", "process")
     hits = 0
