@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_HOME
 
@@ -35,6 +36,8 @@ def gpu_limit(client: SyncPrefectClient) -> Iterator[None]:
     with (Path(PREFECT_HOME.value()) / "prlhf.lock").open("w") as lock:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            client.reset_concurrency_limit_by_tag(GPU)
+            # Resetting the tag's limit would drop the leases and keep the slots.
+            free = GlobalConcurrencyLimitUpdate(active_slots=0)
+            client.update_global_concurrency_limit(f"tag:{GPU}", free)
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
