@@ -55,6 +55,9 @@ WHERE: Final = "model.tokenizer"
 FLOATS: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Types of weights that can be checked."""
 
+MOST_LAYERS: Final = 10_000
+"""More than any model has; its layers are made before its weights are looked for."""
+
 
 @dataclass(frozen=True)
 class PackagedModel:
@@ -235,8 +238,12 @@ def _load(name: str | Path, **options: Any) -> PreTrainedModel:
 
     Raises:
         ValueError: weights are missing, which transformers would replace by random numbers, or not
-            finite; or the model brings code of its own, which is never run.
+            finite; the model brings code of its own, which is never run; or its configuration has
+            more layers than any model.
     """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    if (layers := config.get_text_config().num_hidden_layers) > MOST_LAYERS:
+        raise ValueError(f"the configuration has {layers} layers")
     model, info = AutoModelForCausalLM.from_pretrained(
         name, dtype="auto", output_loading_info=True, trust_remote_code=False, **options
     )

@@ -608,3 +608,28 @@ def test_the_built_in_models_are_pinned() -> None:
         assert len(packaged.sha256) == 64
         assert packaged.gguf.endswith(".gguf")
         assert all(dataclasses.astuple(packaged))
+
+
+def test_a_chat_template_that_takes_all_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(base_model, "find_conventions", full)
+    message = fails(str(write_tiny_model(tmp_path / "large")))
+    assert message.startswith(
+        "model.name: the model's chat template takes more memory than there is (set model.tok"
+    )
+
+
+def test_a_model_of_more_layers_than_any(tmp_path: Path) -> None:
+    source = write_tiny_model(tmp_path / "deep")
+    config = source / "config.json"
+    number = "1" + "0" * 30
+    settings = json.loads(config.read_text()) | {"num_hidden_layers": int(number)}
+    config.write_text(json.dumps(settings))
+    message = fails(str(source))
+    assert message == (
+        f"model.name: is no causal language model: the configuration has {number} layers"
+    )

@@ -354,6 +354,8 @@ def walk(model):
         ("seed: 7\nseed: 8\n", "params.yaml:2: is not valid YAML: found duplicate key"),
         ("seed: 7\nmodel: *there\n", "params.yaml:2: refers to another value as *there (write"),
         ("seed: 7\nmodel: &a [1, *a]\n", "params.yaml:2: refers to another value as *a (write"),
+        ("seed: !x 7\n", "params.yaml:1: has the tag !x (leave the tag out)"),
+        ("a:\n  - !y [1]\n", "params.yaml:2: has the tag !y (leave the tag out)"),
         # What stands behind is no YAML, and is not read any more.
         ("seed: 7\nmodel: " + "[" * 3000 + "}", "params.yaml:2: is nested too deeply (docs/"),
         ("- " * 3000 + "}", "params.yaml:1: is nested too deeply (docs/"),

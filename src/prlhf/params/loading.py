@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from prlhf.infra.errors import UserError, UserErrors
 from prlhf.params.schema import RESERVED, Params
@@ -114,6 +114,10 @@ def _require_plain(text: str, origin: str | Path) -> None:
                 where=where,
                 fix="write the value itself",
             )
+        # The others are YAML's own: `!!str`.
+        valued = isinstance(event, ScalarEvent | CollectionStartEvent)
+        if valued and (event.tag or "").startswith("!"):
+            raise UserError(f"has the tag {event.tag}", where=where, fix="leave the tag out")
 
 
 def as_python(node: Any) -> Any:

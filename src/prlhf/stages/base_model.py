@@ -51,14 +51,18 @@ def check(given: TokenizerParams, directory: Path) -> Conventions:
     fix = f"{'set model.tokenizer.chat_template: ' if own else 'use '}Jinja, or one of "
     fix += ", ".join(CHAT_TEMPLATES)
     endless = UserError("the model's chat template comes to no end", where=where, fix=fix)
-    with loading("the tokenizer cannot be used", where=where), time_limit(RENDERING, endless):
-        found = find_conventions(
-            tokenizer,
-            stops=declared_stops(directory, tokenizer),
-            date=given.date,
-            where=where,
-            fix=fix,
-        )
+    try:
+        with loading("the tokenizer cannot be used", where=where), time_limit(RENDERING, endless):
+            found = find_conventions(
+                tokenizer,
+                stops=declared_stops(directory, tokenizer),
+                date=given.date,
+                where=where,
+                fix=fix,
+            )
+    except MemoryError:
+        problem = "the model's chat template takes more memory than there is"
+        raise UserError(problem, where=where, fix=fix) from None
     stops = [*tokenizer.convert_ids_to_tokens(list(found.stops)), *found.stop_texts]
     said = f"base_model: an answer ends with {found.end!r}"
     if others := [stop for stop in stops if stop != found.end]:
