@@ -113,7 +113,9 @@ def _accounted(made: Feedback, rows: pd.DataFrame, said: str) -> None:
                 raise Fault("silent", f"{path.name} is not read, and not named")
             continue
         left -= len(own)
-        expected = list(_places(path, made.delimiter))
+        of_suffix = "\t" if path.suffix == ".tsv" else ","
+        delimiter = of_suffix if made.path.is_dir() else made.delimiter
+        expected = list(_places(path, delimiter))
         if Counter(expected) != Counter(own["row"].tolist()):
             raise Fault(
                 "books",

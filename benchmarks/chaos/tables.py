@@ -217,7 +217,6 @@ def _directory(random: Random, rows: list[Row], directory: Path, made: Feedback)
             path = made.path / "2025" / path.name
             path.parent.mkdir(exist_ok=True)
         path.write_bytes(FORMATS[name](random, part, made))
-        made.delimiter = ","
     for name in ("notes.txt", "old.xlsx", ".hidden.jsonl", "empty.jsonl", "README.md", "b.csv.bak"):
         if random.random() < 0.12:
             made.about.append(name)
